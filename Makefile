@@ -1,0 +1,68 @@
+# Every target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+UV ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help venv demo test check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.dev ## an environment with everything, from the hashed lock
+
+demo: $(VENV)/.run ## a verifier, two hosts on recordings, receipts, an audit, a forgery that fails
+	@$(BIN)/keyturn demo
+
+test: $(VENV)/.dev ## the tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## lint, format, types, import arrows, docs against code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/docs -q
+
+bench: $(VENV)/.dev ## the benchmarks, one JSON object a line
+	@for file in benchmarks/[a-z]*.py; do \
+	  [ -e "$$file" ] || { echo "keyturn: there are no benchmarks yet" >&2; exit 0; }; \
+	  $(BIN)/python "$$file" || exit 1; \
+	done
+
+# Versions are resolved once, in dev.txt; the smaller files are subsets of it, so that they can be installed
+# into the same environment in any order.
+LOCK := --generate-hashes --universal --python-version 3.11 --no-config --no-emit-index-url --no-emit-find-links \
+        --custom-compile-command "make lock" --quiet
+lock: ## resolve requirements/*.txt again (needs uv; UPGRADE=1 takes newer versions)
+	@command -v $(UV) >/dev/null || { echo "keyturn: error: make lock needs uv (UV=/path/to/uv)" >&2; exit 1; }
+	$(UV) pip compile pyproject.toml requirements/build.in --all-extras $(LOCK) $(if $(UPGRADE),--upgrade) -o requirements/dev.txt
+	$(UV) pip compile pyproject.toml --extra agent $(LOCK) -c requirements/dev.txt $(if $(UPGRADE),--upgrade) -o requirements/agent.txt
+	$(UV) pip compile pyproject.toml requirements/build.in --extra agent --extra verifier --extra cli $(LOCK) -c requirements/dev.txt $(if $(UPGRADE),--upgrade) -o requirements/run.txt
+
+clean: ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "keyturn: error: $(PYTHON) must be Python 3.11 or newer (got $$($(PYTHON) --version 2>&1))" >&2; \
+	  echo "keyturn: hint: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The editable install writes one .pth file: new modules and packages need no new install.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EDITABLE = $(INSTALL) --no-deps --no-build-isolation -e .
+
+# What the programs need at run time: enough for the demo.
+$(VENV)/.run: requirements/run.txt pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) --require-hashes -r requirements/run.txt
+	$(EDITABLE)
+	@touch $@
+
+# All of it; a superset of the above, so both are up to date then.
+$(VENV)/.dev: requirements/dev.txt requirements/run.txt pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) --require-hashes -r requirements/dev.txt
+	$(EDITABLE)
+	@touch $(VENV)/.run $@
