@@ -12,7 +12,7 @@ help: ## this list
 
 venv: $(VENV)/.dev ## an environment with everything, from the hashed lock
 
-demo: $(VENV)/.run ## a verifier, two hosts on recordings, receipts, an audit, a forgery that fails
+demo: $(VENV)/.run ## hosts on recordings, a verifier, receipts, totals, an audit, a forgery that fails
 	@$(BIN)/keyturn demo
 
 test: $(VENV)/.dev ## the tests
@@ -52,7 +52,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The editable install writes one .pth file: new modules and packages need no new install.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
 EDITABLE = $(INSTALL) --no-deps --no-build-isolation -e .
 
 # What the programs need at run time: enough for the demo.

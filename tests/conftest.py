@@ -10,7 +10,11 @@ from tests.support.paths import REPO, shared_folder
 
 def _shared(part: str) -> Path:
     folder = shared_folder() / part
-    require("shared", folder.is_dir(), f"no folder {part} in the shared material (KEYTURN_SHARED names another place)")
+    require(
+        "shared",
+        folder.is_dir(),
+        f"no folder {part} in the shared material (KEYTURN_SHARED names another place)",
+    )
     return folder
 
 
