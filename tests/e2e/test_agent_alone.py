@@ -59,14 +59,14 @@ def succeed(*command: str | Path, cwd: Path, timeout: float = 60) -> str:
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of an environment with the wheel, its [agent] extra and no more."""
     place = tmp_path_factory.mktemp("host")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place]
+    build: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place]
     succeed(*build, cwd=REPO)
     (wheel,) = place.glob("keyturn-*.whl")
 
     environment = place / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
 
     lock = REPO / "requirements" / "agent.txt"
     installed = run(*pip, "--retries", "1", "--require-hashes", "-r", lock, cwd=place, timeout=300)
