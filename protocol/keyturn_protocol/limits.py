@@ -1,0 +1,45 @@
+"""Every cap and every domain tag, in one place.
+
+Caps hold before parsing, and again after decompression. Sizes are in bytes unless the name says otherwise.
+"""
+
+from typing import Final
+
+MAX_INT: Final = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly (RFC 7493 §2.2)."""
+
+ENTRY_BYTES: Final = 65_535
+"""An entry or a leaf: the length prefix of a C2SP entry bundle has 16 bits."""
+SEGMENT_ENTRIES: Final = 256
+SEGMENT_BYTES: Final = 4 * 1024 * 1024
+"""Decoded bytes of a segment, checkpoint included."""
+UPLOAD_BYTES: Final = SEGMENT_BYTES + 65_536
+"""Compressed bytes of an upload: zstd can grow what doesn't compress, by less than this."""
+
+NOTE_BYTES: Final = 128 * 1024
+"""16 ML-DSA-44 signatures take 52 kB."""
+NOTE_SIGNATURES: Final = 32
+KEY_NAME_BYTES: Final = 255
+"""C2SP tlog-cosignature: names and origins have an 8-bit length in the ML-DSA message."""
+PROOF_HASHES: Final = 64
+
+DEPLOYMENT_CHARS: Final = 160
+WORKLOAD_CHARS: Final = 200
+TEXT_CHARS: Final = 1_024
+"""Free text in an entry: a reason, a detail, a product name."""
+CHIPS_PER_HOST: Final = 1_024
+"""Metered units of one inventory, MIG instances included."""
+
+USAGE_SPAN_US: Final = 3_600_000_000
+"""A usage entry lies in one UTC hour."""
+
+BUNDLE_FILE_BYTES: Final = 1024**3
+MANIFEST_BYTES: Final = 256 * 1024 * 1024
+TRUST_BYTES: Final = 64 * 1024
+
+LEAF_PREFIX: Final = b"\x00"
+NODE_PREFIX: Final = b"\x01"
+"""RFC 6962 §2.1 domain separation."""
+COSIGNATURE_V1: Final = b"cosignature/v1\n"
+SUBTREE_V1: Final = b"subtree/v1\n\0"
+KEY_ROLL_V1: Final = b"keyturn/key-roll/v1\n"

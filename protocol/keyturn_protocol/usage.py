@@ -1,0 +1,379 @@
+"""Usage entries folded into hourly rows and gaps, per log and in exact integers.
+
+    Row key   log, chip, UTC hour, workload, inventory_seq, basis
+    Row       time_us, samples, and the fields of a usage entry, summed (or the maximum)
+
+*Basis* is the set of fields that were ``null``, as a bit mask in the order of
+:data:`~keyturn_protocol.entries.FIELDS`; rows of different basis never merge, so that a sum never hides that a
+part of it was not measured. Bit :data:`SHARED` marks a part of a shared chip, an attribution rather than a
+measurement. ``inventory_seq`` is the entry that describes the chip.
+
+The fold is exact: any partition of a log into segments and batches gives the same rows and gaps.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from keyturn_protocol.canonical import Record, UInt, encode_record
+from keyturn_protocol.entries import (
+    FIELDS,
+    SUM_FIELDS,
+    Entry,
+    Inventory,
+    Retired,
+    Share,
+    Usage,
+    UsageBody,
+    columns_of,
+)
+from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin, WorkloadId
+from keyturn_protocol.limits import MAX_INT, USAGE_SPAN_US
+
+HOUR_S: Final = 3600
+SHARED: Final = 1 << 30
+ALL_NULL: Final = (1 << len(FIELDS)) - 1
+_SUMS: Final = len(SUM_FIELDS)
+_WHOLE: Final = 1_000_000
+
+
+class RowKey(NamedTuple):
+    """What a usage row is about. ``hour_s`` is the POSIX time at which its UTC hour starts."""
+
+    log: Origin
+    chip: str
+    hour_s: int
+    workload: WorkloadId
+    inventory_seq: int
+    basis: int
+
+
+class UsageRow(Record, frozen=True, kw_only=True):
+    """One row of ``usage_hour`` as totals hold it; a field in the basis is null."""
+
+    log: str
+    chip: str
+    hour_s: UInt
+    workload: str
+    inventory_seq: UInt
+    basis: UInt
+    time_us: UInt
+    samples: UInt
+    energy_mj: UInt | None
+    busy_us: UInt | None
+    elapsed_mcycles: UInt | None
+    active_mcycles: UInt | None
+    tensor_mcycles: UInt | None
+    hmma_mcycles: UInt | None
+    imma_mcycles: UInt | None
+    dmma_mcycles: UInt | None
+    fp64_mcycles: UInt | None
+    fp32_mcycles: UInt | None
+    fp16_mcycles: UInt | None
+    dram_busy_us: UInt | None
+    nvlink_tx_kib: UInt | None
+    nvlink_rx_kib: UInt | None
+    pcie_tx_kib: UInt | None
+    pcie_rx_kib: UInt | None
+    throttled_us: UInt | None
+    memory_mib_max: UInt | None
+    clock_mhz_max: UInt | None
+
+
+class Gap(Record, frozen=True, kw_only=True):
+    """Time of one chip that no usage entry covers, though the log goes on after it."""
+
+    log: str
+    chip: str
+    from_us: UInt
+    to_us: UInt
+    inventory_seq: UInt
+
+
+Sums = list[int | None]
+"""time_us, samples, then :data:`~keyturn_protocol.entries.FIELDS`."""
+Rows = dict[RowKey, Sums]
+
+
+def add_sums(rows: Rows, key: RowKey, values: Sequence[int | None]) -> None:
+    """Add one row's values into ``rows``: sums add, maxima fold, null stays null.
+
+    Sums stop at 2^53-1, so that no host can write a number that a database or a JSON reader can't hold;
+    stopping is associative, so the order of additions still doesn't matter.
+    """
+    old = rows.get(key)
+    if old is None:
+        rows[key] = [v if v is None else min(v, MAX_INT) for v in values]
+        return
+    for i, value in enumerate(values):
+        have = old[i]
+        if value is not None and have is not None:
+            old[i] = min(have + value, MAX_INT) if i < _SUMS + 2 else max(have, value)
+
+
+def merge(rows: Rows, more: Rows) -> None:
+    """Add all of ``more`` into ``rows``."""
+    for key, values in more.items():
+        add_sums(rows, key, values)
+
+
+def to_row(key: RowKey, values: Sequence[int | None]) -> UsageRow:
+    """The row in its outside form."""
+    names = (*RowKey._fields, "time_us", "samples", *FIELDS)
+    return UsageRow(**dict(zip(names, (*key, *values), strict=True)))  # type: ignore[arg-type]
+
+
+def totals_json(rows: Iterable[UsageRow], gaps: Iterable[Gap]) -> bytes:
+    """``totals.json``: all rows and gaps, sorted, in canonical JSON; compared as bytes."""
+    ordered = sorted(rows, key=lambda r: (r.log, r.chip, r.hour_s, r.workload, r.inventory_seq, r.basis))
+    apart = sorted(gaps, key=lambda g: (g.log, g.chip, g.from_us, g.to_us, g.inventory_seq))
+    return encode_record(Totals(v=1, gaps=apart, usage_hour=ordered))
+
+
+class Totals(Record, frozen=True, kw_only=True):
+    """The content of ``totals.json``."""
+
+    v: UInt
+    gaps: list[Gap]
+    usage_hour: list[UsageRow]
+
+
+class Covered(Record, frozen=True, kw_only=True):
+    """How far one chip's time is accounted for, on both clocks, and the inventory that lists the chip."""
+
+    chip: str
+    boots: UInt
+    mono_us: UInt
+    time_us: UInt
+    inventory_seq: UInt
+
+
+class FoldState(Record, frozen=True, kw_only=True):
+    """What the fold of a log must remember between segments.
+
+    ``present``: the chips of the last inventory, in its order. ``absent``: chips that left it without being
+    retired, whose time is still missing. ``retired``: chips that were retired while present.
+    """
+
+    inventory_seq: UInt
+    present: list[Covered]
+    absent: list[Covered]
+    retired: list[str]
+
+
+EMPTY: Final = FoldState(inventory_seq=0, present=[], absent=[], retired=[])
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a run of entries adds, and the state after them."""
+
+    rows: Rows
+    gaps: tuple[Gap, ...]
+    state: FoldState
+
+
+def fold(origin: Origin, state: FoldState, entries: Sequence[Entry]) -> Folded:
+    """Fold verified entries of one log, in order.
+
+    :param entries: have passed :func:`keyturn_protocol.segment.follow`, so columns fit the inventory.
+    """
+    run = _Fold(origin, state)
+    for is_usage, group in groupby(entries, key=lambda e: isinstance(e, Usage)):
+        if is_usage:
+            run.usage([e for e in group if isinstance(e, Usage)])
+        else:
+            for entry in group:
+                run.other(entry)
+    return run.result()
+
+
+def silence(origin: Origin, state: FoldState, until_us: int) -> list[Gap]:
+    """What is missing at the end of a log up to ``until_us`` (UTC): a silent chip is never idle.
+
+    ``until_us`` is the genesis of the next incarnation, or the moment that totals are asked for.
+    """
+    return [
+        Gap(log=origin, chip=c.chip, from_us=c.time_us, to_us=until_us, inventory_seq=c.inventory_seq)
+        for c in [*state.present, *state.absent]
+        if c.time_us < until_us and c.chip not in state.retired
+    ]
+
+
+@dataclass(slots=True)
+class _Point:
+    """How far a chip's time is accounted for; a mutable :class:`Covered`."""
+
+    boots: int
+    mono_us: int
+    time_us: int
+    inventory_seq: int
+
+
+class _Fold:
+    def __init__(self, origin: Origin, state: FoldState) -> None:
+        self.origin = origin
+        self.inventory_seq = state.inventory_seq
+        self.present = {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq) for c in state.present}
+        self.absent = {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq) for c in state.absent}
+        self.retired = set(state.retired)
+        self.rows: Rows = {}
+        self.gaps: list[Gap] = []
+
+    def result(self) -> Folded:
+        state = FoldState(
+            inventory_seq=self.inventory_seq,
+            present=_covered(self.present.items()),
+            absent=_covered(sorted(self.absent.items())),
+            retired=sorted(self.retired),
+        )
+        return Folded(self.rows, tuple(self.gaps), state)
+
+    def other(self, entry: Entry) -> None:
+        match entry:
+            case Inventory():
+                self._inventory(entry)
+            case Retired(body=body):
+                for chip in body.chips if body.chips is not None else [*self.present, *self.absent]:
+                    self._retire(chip, entry)
+            case _:
+                pass
+
+    def _inventory(self, entry: Inventory) -> None:
+        before = self.absent | self.present
+        self.present = {
+            chip.uuid: before.pop(chip.uuid, _Point(entry.boots, entry.mono_us, entry.time_us, entry.seq))
+            for chip in entry.body.chips
+        }
+        self.absent = {chip: point for chip, point in before.items() if chip not in self.retired}
+        self.retired &= self.present.keys()
+        self.inventory_seq = entry.seq
+
+    def _retire(self, chip: str, entry: Retired) -> None:
+        """A chip's time is owed up to its retirement, and no further."""
+        point = self.present.get(chip) or self.absent.pop(chip, None)
+        if point is None or chip in self.retired:
+            return
+        self._gap(chip, point, entry.boots, entry.mono_us, entry.time_us)
+        point.boots, point.mono_us, point.time_us = entry.boots, entry.mono_us, entry.time_us
+        if chip in self.present:
+            self.retired.add(chip)
+
+    def _gap(self, chip: str, point: _Point, boots: int, mono_us: int, time_us: int) -> None:
+        """The time between ``point`` and the given moment; across boots only the wall clock can tell."""
+        end = point.time_us + mono_us - point.mono_us if boots == point.boots else time_us
+        if end > point.time_us and chip not in self.retired:
+            self.gaps.append(
+                Gap(
+                    log=self.origin, chip=chip, from_us=point.time_us, to_us=end, inventory_seq=point.inventory_seq
+                )
+            )
+
+    def usage(self, entries: Sequence[Usage]) -> None:
+        self._cover(entries)
+        for (hour_s, _), group in groupby(entries, key=lambda e: (_hour_s(e.body), e.body.workloads)):
+            self._add([e.body for e in group], hour_s)
+
+    def _cover(self, entries: Sequence[Usage]) -> None:
+        """Advance every present chip over ``entries``, noting what lies between them."""
+        boots = mono_us = -1
+        for entry in entries:
+            body = entry.body
+            if entry.boots != boots or body.mono_from_us != mono_us:
+                for chip, point in self.present.items():
+                    self._gap(chip, point, entry.boots, body.mono_from_us, body.from_us)
+            boots, mono_us, time_us = entry.boots, body.mono_from_us + body.to_us - body.from_us, body.to_us
+            for point in self.present.values():
+                point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
+        for point in self.present.values():
+            point.inventory_seq = self.inventory_seq
+
+    def _add(self, bodies: Sequence[UsageBody], hour_s: int) -> None:
+        """Add entries of one hour with the same shares: a chip at a time, as columns where it can be."""
+        shares: dict[int, list[Share]] = {}
+        for share in bodies[0].workloads:
+            shares.setdefault(share.chip, []).append(share)
+        spans = [b.to_us - b.from_us for b in bodies]
+        samples = list(zip(*(b.samples for b in bodies), strict=True))
+        fields = [list(zip(*column, strict=True)) for column in zip(*map(columns_of, bodies), strict=True)]
+        for at, chip in enumerate(self.present):
+            of = shares.get(at, [])
+            columns = [column[at] for column in fields]
+            total = None if 0 in samples[at] or not _whole(of) else _total(columns)
+            if total is not None:
+                basis, values = total
+                workload = WorkloadId(of[0].id) if of else UNATTRIBUTED
+                key = RowKey(self.origin, chip, hour_s, workload, self.inventory_seq, basis | _flag(of))
+                add_sums(self.rows, key, [sum(spans), sum(samples[at]), *values])
+                continue
+            for span, count, *one in zip(spans, samples[at], *columns, strict=True):
+                self._add_one(chip, hour_s, of, [span, count, *one])
+
+    def _add_one(self, chip: str, hour_s: int, shares: Sequence[Share], values: Sums) -> None:
+        """Add one chip's part of one entry, split by its shares."""
+        if values[1] == 0:
+            key = RowKey(self.origin, chip, hour_s, GAP, self.inventory_seq, ALL_NULL)
+            add_sums(self.rows, key, values)
+            return
+        basis = sum(1 << i for i, value in enumerate(values[2:]) if value is None) | _flag(shares)
+        for workload, part in split(shares, values):
+            add_sums(self.rows, RowKey(self.origin, chip, hour_s, workload, self.inventory_seq, basis), part)
+
+
+def split(shares: Sequence[Share], values: Sequence[int | None]) -> Iterable[tuple[WorkloadId, Sums]]:
+    """Split one chip's values by running sum of the shares, so that the parts always sum to the whole.
+
+    Workload i gets ``x*c_i // 10**6 - x*c_(i-1) // 10**6`` with c the cumulative ppm in the order of the entry;
+    the remainder is *unattributed*. Maxima are copied.
+    """
+    before = 0
+    parts = [(WorkloadId(s.id), s.share_ppm) for s in shares]
+    parts.append((UNATTRIBUTED, _WHOLE - sum(ppm for _, ppm in parts)))
+    for workload, ppm in parts:
+        if not ppm:
+            continue
+        upto = before + ppm
+        yield (
+            workload,
+            [
+                x if x is None or i >= _SUMS + 2 else x * upto // _WHOLE - x * before // _WHOLE
+                for i, x in enumerate(values)
+            ],
+        )
+        before = upto
+
+
+def _total(columns: Sequence[Sequence[int | None]]) -> tuple[int, Sums] | None:
+    """Basis and values of a chip's columns over several entries; None if a column is null only in some."""
+    basis, values = 0, list[int | None]()
+    for i, column in enumerate(columns):
+        nulls = column.count(None)
+        if nulls == len(column):
+            basis |= 1 << i
+            values.append(None)
+        elif nulls:
+            return None
+        else:
+            values.append((sum if i < _SUMS else max)(column))  # type: ignore[type-var,arg-type]
+    return basis, values
+
+
+def _whole(shares: Sequence[Share]) -> bool:
+    """Whether one workload, or none, has the chip to itself."""
+    return not shares or (len(shares) == 1 and shares[0].share_ppm == _WHOLE)
+
+
+def _flag(shares: Sequence[Share]) -> int:
+    return SHARED if any(s.class_ == "shared" for s in shares) else 0
+
+
+def _hour_s(body: UsageBody) -> int:
+    return body.from_us // USAGE_SPAN_US * HOUR_S
+
+
+def _covered(points: Iterable[tuple[str, _Point]]) -> list[Covered]:
+    return [
+        Covered(chip=chip, boots=p.boots, mono_us=p.mono_us, time_us=p.time_us, inventory_seq=p.inventory_seq)
+        for chip, p in points
+    ]
