@@ -22,12 +22,15 @@ from keyturn_protocol.entries import (
     SUM_FIELDS,
     Entry,
     Inventory,
+    Paused,
     Retired,
     Share,
+    Shutdown,
     Usage,
     UsageBody,
     columns_of,
 )
+from keyturn_protocol.entries import Gap as GapEntry
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin, WorkloadId
 from keyturn_protocol.limits import MAX_INT, USAGE_SPAN_US
 
@@ -89,6 +92,8 @@ class Gap(Record, frozen=True, kw_only=True):
     from_us: UInt
     to_us: UInt
     inventory_seq: UInt
+    cause: str | None
+    """What the log says about it, the last word before measuring went on; null: nothing."""
 
 
 Sums = list[int | None]
@@ -154,15 +159,17 @@ class FoldState(Record, frozen=True, kw_only=True):
 
     ``present``: the chips of the last inventory, in its order. ``absent``: chips that left it without being
     retired, whose time is still missing. ``retired``: chips that were retired while present.
+    ``cause``: what the log said since the last usage entry about why nothing is measured.
     """
 
     inventory_seq: UInt
     present: list[Covered]
     absent: list[Covered]
     retired: list[str]
+    cause: str | None
 
 
-EMPTY: Final = FoldState(inventory_seq=0, present=[], absent=[], retired=[])
+EMPTY: Final = FoldState(inventory_seq=0, present=[], absent=[], retired=[], cause=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +202,14 @@ def silence(origin: Origin, state: FoldState, until_us: int) -> list[Gap]:
     ``until_us`` is the genesis of the next incarnation, or the moment that totals are asked for.
     """
     return [
-        Gap(log=origin, chip=c.chip, from_us=c.time_us, to_us=until_us, inventory_seq=c.inventory_seq)
+        Gap(
+            log=origin,
+            chip=c.chip,
+            from_us=c.time_us,
+            to_us=until_us,
+            inventory_seq=c.inventory_seq,
+            cause=state.cause or "silent",
+        )
         for c in [*state.present, *state.absent]
         if c.time_us < until_us and c.chip not in state.retired
     ]
@@ -218,6 +232,7 @@ class _Fold:
         self.present = {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq) for c in state.present}
         self.absent = {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq) for c in state.absent}
         self.retired = set(state.retired)
+        self.cause = state.cause
         self.rows: Rows = {}
         self.gaps: list[Gap] = []
 
@@ -227,6 +242,7 @@ class _Fold:
             present=_covered(self.present.items()),
             absent=_covered(sorted(self.absent.items())),
             retired=sorted(self.retired),
+            cause=self.cause,
         )
         return Folded(self.rows, tuple(self.gaps), state)
 
@@ -237,6 +253,12 @@ class _Fold:
             case Retired(body=body):
                 for chip in body.chips if body.chips is not None else [*self.present, *self.absent]:
                     self._retire(chip, entry)
+            case GapEntry(body=gap):
+                self.cause = gap.cause
+            case Paused():
+                self.cause = "paused"
+            case Shutdown():
+                self.cause = "shutdown"
             case _:
                 pass
 
@@ -266,7 +288,12 @@ class _Fold:
         if end > point.time_us and chip not in self.retired:
             self.gaps.append(
                 Gap(
-                    log=self.origin, chip=chip, from_us=point.time_us, to_us=end, inventory_seq=point.inventory_seq
+                    log=self.origin,
+                    chip=chip,
+                    from_us=point.time_us,
+                    to_us=end,
+                    inventory_seq=point.inventory_seq,
+                    cause=self.cause,
                 )
             )
 
@@ -283,6 +310,7 @@ class _Fold:
             if entry.boots != boots or body.mono_from_us != mono_us:
                 for chip, point in self.present.items():
                     self._gap(chip, point, entry.boots, body.mono_from_us, body.from_us)
+            self.cause = None
             boots, mono_us, time_us = entry.boots, body.mono_from_us + body.to_us - body.from_us, body.to_us
             for point in self.present.values():
                 point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
