@@ -21,6 +21,7 @@ from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, deco
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import LogName, deployment, log_origin, parse_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
+from keyturn_protocol.leaves import ExportBody
 from keyturn_protocol.limits import MANIFEST_BYTES, MAX_INT, TRUST_BYTES
 
 MANIFEST: Final = "bundle.json"
@@ -42,26 +43,17 @@ class LogRef(Record, frozen=True, kw_only=True):
     size: UInt
 
 
-class LeftOut(Record, frozen=True, kw_only=True):
-    """An enrolled log that is not in the bundle, and why."""
-
-    origin: str
-    reason: Text
-
-
 class Manifest(Record, frozen=True, kw_only=True):
-    """``bundle.json``. ``until_us`` is the moment of export: silence is counted up to it."""
+    """``bundle.json``. ``export`` repeats the body of the ``export`` leaf at ``export_index`` of the verifier's log,
+    appended by the export itself, so that no field of a manifest can be changed unseen.
+    """
 
     v: Literal[1]
     deployment: str
-    until_us: UInt
-    case: Text | None
-    exporter: Text
-    root_sha256: Hex32 | None
-    chip_table: Text
+    export_index: UInt
+    export: ExportBody
     verifier: Trust
     logs: list[LogRef]
-    left_out: list[LeftOut]
     files: dict[Annotated[str, msgspec.Meta(max_length=400)], Hex32]
     """Every file but this one, by path, with the SHA-256 of its bytes."""
 
@@ -120,7 +112,7 @@ def parse_manifest(data: bytes) -> Manifest:
             expected=manifest.deployment,
             got=manifest.verifier.deployment,
         )
-    origins = [*(ref.origin for ref in manifest.logs), *(left.origin for left in manifest.left_out)]
+    origins = [*(ref.origin for ref in manifest.logs), *(left.origin for left in manifest.export.left_out)]
     if len(set(origins)) != len(origins):
         raise ProtocolError(Code.BAD_BUNDLE, "a log is named twice")
     for origin in origins:

@@ -51,6 +51,28 @@ class LogFrozenBody(Record, frozen=True, kw_only=True):
     evidence_sha256: Hex32
 
 
+class LeftOut(Record, frozen=True, kw_only=True):
+    """An enrolled log that is not in a bundle, and why."""
+
+    origin: str
+    reason: Text
+
+
+class ExportBody(Record, frozen=True, kw_only=True):
+    """An evidence bundle was exported: all of its manifest that nothing else in the bundle fixes.
+
+    ``until_us`` is the moment of export: silence is counted up to it. The bundle's manifest names this leaf's
+    index and must repeat its fields.
+    """
+
+    until_us: UInt
+    case: Text | None
+    exporter: Text
+    root_sha256: Hex32 | None
+    chip_table: Text
+    left_out: list[LeftOut]
+
+
 class _Leaf(Record, frozen=True, kw_only=True, tag_field="type"):
     v: Literal[1]
     index: UInt
@@ -73,8 +95,12 @@ class LogFrozen(_Leaf, frozen=True, kw_only=True, tag="log_frozen"):
     body: LogFrozenBody
 
 
-Leaf = Init | Enrolment | NodeCheckpoint | LogFrozen
-LeafBody = InitBody | EnrolmentBody | NodeCheckpointBody | LogFrozenBody
+class Export(_Leaf, frozen=True, kw_only=True, tag="export"):
+    body: ExportBody
+
+
+Leaf = Init | Enrolment | NodeCheckpoint | LogFrozen | Export
+LeafBody = InitBody | EnrolmentBody | NodeCheckpointBody | LogFrozenBody | ExportBody
 
 
 _LEAF_OF_BODY: Final[dict[type, Any]] = {kind.__annotations__["body"]: kind for kind in get_args(Leaf)}
