@@ -158,7 +158,8 @@ class FoldState(Record, frozen=True, kw_only=True):
     """What the fold of a log must remember between segments.
 
     ``present``: the chips of the last inventory, in its order. ``absent``: chips that left it without being
-    retired, whose time is still missing. ``retired``: chips that were retired while present.
+    retired, whose time is still missing. ``retired``: chips that were retired since the last inventory; one that
+    an inventory lists again is owed again, so that a retirement can't silence a chip that stays.
     ``cause``: what the log said since the last usage entry about why nothing is measured.
     """
 
@@ -263,13 +264,15 @@ class _Fold:
                 pass
 
     def _inventory(self, entry: Inventory) -> None:
-        before = self.absent | self.present
-        self.present = {
-            chip.uuid: before.pop(chip.uuid, _Point(entry.boots, entry.mono_us, entry.time_us, entry.seq))
-            for chip in entry.body.chips
-        }
-        self.absent = {chip: point for chip, point in before.items() if chip not in self.retired}
-        self.retired &= self.present.keys()
+        """A chip that is listed again is owed from where it left off, or from here if it was retired."""
+        left, self.present = self.present, {}
+        for chip in entry.body.chips:
+            point = left.pop(chip.uuid, None) or self.absent.pop(chip.uuid, None)
+            if point is None or chip.uuid in self.retired:
+                point = _Point(entry.boots, entry.mono_us, entry.time_us, entry.seq)
+            self.present[chip.uuid] = point
+        self.absent.update((chip, point) for chip, point in left.items() if chip not in self.retired)
+        self.retired.clear()
         self.inventory_seq = entry.seq
 
     def _retire(self, chip: str, entry: Retired) -> None:
@@ -284,7 +287,7 @@ class _Fold:
 
     def _gap(self, chip: str, point: _Point, boots: int, mono_us: int, time_us: int) -> None:
         """The time between ``point`` and the given moment; across boots only the wall clock can tell."""
-        end = point.time_us + mono_us - point.mono_us if boots == point.boots else time_us
+        end = min(point.time_us + mono_us - point.mono_us, MAX_INT) if boots == point.boots else time_us
         if end > point.time_us and chip not in self.retired:
             self.gaps.append(
                 Gap(
@@ -314,8 +317,7 @@ class _Fold:
             boots, mono_us, time_us = entry.boots, body.mono_from_us + body.to_us - body.from_us, body.to_us
             for point in self.present.values():
                 point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
-        for point in self.present.values():
-            point.inventory_seq = self.inventory_seq
+                point.inventory_seq = self.inventory_seq
 
     def _add(self, bodies: Sequence[UsageBody], hour_s: int) -> None:
         """Add entries of one hour with the same shares: a chip at a time, as columns where it can be."""
