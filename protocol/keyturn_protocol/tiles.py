@@ -1,8 +1,8 @@
 """C2SP tlog-tiles: a log as static files, and proofs from them.
 
-    tile/0/x001/x234/067        256 leaf hashes, leaves 256*1234067 …
-    tile/1/000.p/17             17 roots of full level-0 tiles
-    tile/entries/000.p/17       17 entries, each after its length in 16 bits
+tile/0/x001/x234/067        256 leaf hashes, leaves 256*1234067 …
+tile/1/000.p/17             17 roots of full level-0 tiles
+tile/entries/000.p/17       17 entries, each after its length in 16 bits
 """
 
 import re
@@ -21,10 +21,15 @@ TILE_HEIGHT: Final = 8
 ENTRIES: Final = -1
 """The "level" of entry bundles."""
 MAX_LEVEL: Final = 6
-"""Level 6 would need 2^56 leaves, more than 2^53-1."""
+"""One hash of level 7 would need 2^56 leaves, more than 2^53-1."""
 
 _LENGTH: Final = struct.Struct(">H")
-_PATH: Final = re.compile(r"tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])/(?P<n>(?:x[0-9]{3}/)*[0-9]{3})(?:\.p/(?P<w>[1-9][0-9]{0,2}))?", re.ASCII)
+_PATH: Final = re.compile(
+    r"tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])"
+    r"/(?P<n>(?:x[0-9]{3}/){0,4}[0-9]{3})"
+    r"(?:\.p/(?P<w>[1-9][0-9]{0,2}))?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def parse_tile_path(path: str) -> Tile:
         level = ENTRIES if match["level"] == "entries" else int(match["level"])
         index = int(match["n"].replace("x", "").replace("/", ""))
         tile = Tile(level, index, int(match["w"] or TILE_WIDTH))
-        if index * TILE_WIDTH <= MAX_INT and tile.path == path:
+        if index * TILE_WIDTH <= MAX_INT and tile.width <= TILE_WIDTH and tile.path == path:
             return tile
     raise ProtocolError(Code.BAD_TILE, "not the path of a tile", expected="tile/<L>/<N>[.p/<W>]", got=path)
 
@@ -107,7 +112,7 @@ def decode_bundle(data: bytes, count: int) -> list[bytes]:
         at += size
     if at != len(data) or len(entries) != count:
         raise ProtocolError(
-            Code.BAD_TILE, "entry bundle of the wrong length", expected=f"{count} entries", got=f"{len(entries)} entries"
+            Code.BAD_TILE, "entry bundle of the wrong length", expected=f"{count} entries", got=len(entries)
         )
     return entries
 
@@ -141,6 +146,8 @@ def range_hash_from(read: Callable[[Tile], Sequence[Hash]], size: int) -> RangeH
         first, n = start // unit, count // unit
         tile = tile_for(level, first, size)
         hashes = read(tile)
+        if len(hashes) != tile.width:
+            raise ProtocolError(Code.BAD_TILE, f"{tile.path}: wrong width", expected=tile.width, got=len(hashes))
         return root_of(hashes[first - tile.start : first - tile.start + n])
 
     return subtree
