@@ -46,6 +46,7 @@ class ProtocolError(Exception):
         self.code = code
         self.expected = None if expected is None else _short(expected)
         self.got = None if got is None else _short(got)
+        message = _printable(message, 500)
         parts = []
         if self.expected is not None:
             parts.append(f"expected {self.expected}")
@@ -65,7 +66,19 @@ def _rebuild(code: Code, text: str, expected: str | None, got: str | None) -> Pr
 
 
 def _short(value: object, limit: int = 120) -> str:
-    """``value`` on one printable line: bytes and control characters are escaped, long text is cut."""
-    text = value if isinstance(value, str) else repr(value) if isinstance(value, bytes) else str(value)
-    text = text.encode("unicode_escape").decode("ascii")
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+    """``value`` on one line, fit for a terminal or a log, cut before it is escaped."""
+    match value:
+        case bytes():
+            text = repr(value[: limit + 1])
+        case int() if value.bit_length() > 256:
+            # Python refuses to print an int of thousands of digits, with an error of its own.
+            text = f"an integer of {value.bit_length()} bits"
+        case _:
+            text = str(value)
+    return _printable(text, limit)
+
+
+def _printable(text: str, limit: int) -> str:
+    """Cut, and without control, format and surrogate characters: parts of it may be an attacker's."""
+    head = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:limit])
+    return head if len(text) <= limit else f"{head}… ({len(text)} characters)"
