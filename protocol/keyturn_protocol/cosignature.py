@@ -26,7 +26,7 @@ from keyturn_protocol.keys import (
     verify_ed25519,
     verify_mldsa44,
 )
-from keyturn_protocol.limits import COSIGNATURE_V1, MAX_INT, SUBTREE_V1
+from keyturn_protocol.limits import COSIGNATURE_V1, MAX_INT, NOTE_BYTES, SUBTREE_V1
 from keyturn_protocol.note import Note, Signature, find, parse_signature
 
 _TIME: Final = struct.Struct(">Q")
@@ -127,6 +127,8 @@ def open_cosigned(note: Note, key: VerifierKey) -> int:
 
 def parse_receipt(data: bytes) -> Signature:
     """Parse a receipt file: one signature line with its newline, nothing else."""
+    if len(data) > NOTE_BYTES:
+        raise ProtocolError(Code.TOO_LARGE, "receipt over its cap", expected=f"<= {NOTE_BYTES} bytes", got=len(data))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
 """C2SP signed-note: text, a blank line, and a line for each signature.
 
-    This is an example message.
+This is an example message.
 
-    — example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=
+— example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=
 """
 
 import base64
@@ -67,9 +67,9 @@ def parse_note(data: bytes) -> Note:
     text, blank, tail = whole.rpartition("\n\n")
     if not blank or not text or not tail.endswith("\n"):
         raise ProtocolError(Code.BAD_NOTE, "not a signed note", expected="text, a blank line, signature lines")
+    if (count := tail.count("\n")) > NOTE_SIGNATURES:
+        raise ProtocolError(Code.BAD_NOTE, "too many signatures", expected=f"at most {NOTE_SIGNATURES}", got=count)
     lines = tail[:-1].split("\n")
-    if len(lines) > NOTE_SIGNATURES:
-        raise ProtocolError(Code.BAD_NOTE, "too many signatures", expected=f"at most {NOTE_SIGNATURES}", got=len(lines))
     signatures = tuple(parse_signature(line) for line in lines)
     seen: set[tuple[str, bytes]] = set()
     for signature in signatures:
