@@ -1,7 +1,7 @@
 """The Merkle tree of RFC 6962 / RFC 9162: compact frontier, inclusion and consistency proofs.
 
-    hash of a leaf  SHA-256(0x00 || bytes)
-    hash of a node  SHA-256(0x01 || left || right)
+hash of a leaf  SHA-256(0x00 || bytes)
+hash of a node  SHA-256(0x01 || left || right)
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -187,9 +187,13 @@ def verify_consistency(old_size: int, size: int, old_root: bytes, root: bytes, p
     if old_size in (0, size):
         if proof:
             raise ProtocolError(Code.BAD_PROOF, "consistency proof is too long", expected=0, got=len(proof))
-        known = root if old_size == size else EMPTY_ROOT
+        known = EMPTY_ROOT if old_size == 0 else root
         if old_root != known:
             raise ProtocolError(Code.BAD_PROOF, "two roots for one size", expected=known.hex(), got=old_root.hex())
+        if size == 0 and root != EMPTY_ROOT:
+            raise ProtocolError(Code.BAD_PROOF, "an empty tree with a root of its own", expected=EMPTY_ROOT.hex())
+        if old_size < size:
+            _check_hashes([root])
         return
     _check_hashes([old_root, root, *proof])
     path = [Hash(h) for h in proof]
