@@ -123,5 +123,7 @@ def check_plain(value: object, depth: int = 0) -> None:
                 check_plain(getattr(value, name), depth + 1)
         case _:
             raise ProtocolError(
-                Code.NOT_CANONICAL, "only strings, integers, booleans, null, lists and objects", got=type(value).__name__
+                Code.NOT_CANONICAL,
+                "only strings, integers, booleans, null, lists and objects",
+                got=type(value).__name__,
             )

@@ -33,7 +33,9 @@ GAP: Final = WorkloadId("gap")
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DEPLOYMENT: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?:/[a-z0-9][a-z0-9._-]{{0,62}})*", re.ASCII)
 _NODE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_ORIGIN: Final = re.compile(r"(?P<deployment>.+)/node/(?P<node>[0-9a-f]{32})/(?P<incarnation>[1-9][0-9]{0,15})", re.ASCII)
+_ORIGIN: Final = re.compile(
+    r"(?P<deployment>.+)/node/(?P<node>[0-9a-f]{32})/(?P<incarnation>[1-9][0-9]{0,15})", re.ASCII
+)
 _WORKLOAD: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}:[!-~]+", re.ASCII)
 
 
