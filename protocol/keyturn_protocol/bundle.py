@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 
 from keyturn_protocol.api import Trust
-from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, decode
+from keyturn_protocol.canonical import Hex32, Record, Text, UInt, decode
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import LogName, deployment, log_origin, parse_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey

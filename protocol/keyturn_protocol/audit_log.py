@@ -1,0 +1,253 @@
+"""Auditing one node's log: files, signatures, tree, chain and receipts, from its first byte."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from keyturn_protocol.api import Trust
+from keyturn_protocol.bundle import (
+    BundleReader,
+    LogRef,
+    Manifest,
+    check_trust,
+    log_folder,
+    parse_segment_name,
+    receipt_path,
+)
+from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
+from keyturn_protocol.entries import Chip, Genesis, Inventory, WorkloadStarted, WorkloadStartedBody, parse_entry
+from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.findings import Finding, FindingCode, finding, in_entries
+from keyturn_protocol.ids import Hash, LogName, parse_origin
+from keyturn_protocol.keys import parse_vkey
+from keyturn_protocol.leaves import LogFrozenBody, NodeCheckpointBody
+from keyturn_protocol.limits import SEGMENT_BYTES
+from keyturn_protocol.merkle import Frontier, leaf_hash
+from keyturn_protocol.segment import ChainState, EntryError, Segment, follow, parse_segment, start_of, verify_head
+from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, fold, merge
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Evidence that contradicts evidence, or a signature. ``where`` is a file; ``seq`` the entry, if one is named."""
+
+    where: str
+    message: str
+    seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What :func:`audit_log` needs besides the reader: all of it small and picklable."""
+
+    ref: LogRef
+    segments: tuple[str, ...]
+    files: Mapping[str, str]
+    """The manifest's hashes of the files in this log's folder."""
+    trust: Trust
+    logged: frozenset[NodeCheckpointBody]
+    """What the verifier's log holds of this log."""
+    frozen: tuple[LogFrozenBody, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogResult:
+    """What one log says, up to the first contradiction in it."""
+
+    ref: LogRef
+    size: int
+    chain: ChainState
+    fold: FoldState
+    rows: Rows
+    gaps: tuple[Gap, ...]
+    chips: Mapping[tuple[str, int, str], Chip]
+    started: Mapping[tuple[str, str], Sequence[WorkloadStartedBody]]
+    genesis: Genesis | None
+    findings: tuple[Finding, ...]
+    contradictions: tuple[Contradiction, ...]
+
+
+class _Stop(Exception):
+    """Ends the audit of one log at its first contradiction."""
+
+    def __init__(self, contradiction: Contradiction) -> None:
+        self.contradiction = contradiction
+
+
+@dataclass(slots=True)
+class _Log:
+    """The running state of one log's audit."""
+
+    task: Task
+    name: LogName
+    frontier: Frontier
+    chain: ChainState
+    fold: FoldState = EMPTY
+    rows: Rows = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    chips: dict[tuple[str, int, str], Chip] = field(default_factory=dict)
+    started: dict[tuple[str, str], list[WorkloadStartedBody]] = field(default_factory=dict)
+    genesis: Genesis | None = None
+    findings: list[Finding] = field(default_factory=list)
+    contradictions: list[Contradiction] = field(default_factory=list)
+    roots: dict[int, Hash] = field(default_factory=dict)
+
+
+def audit_log(reader: BundleReader, task: Task) -> LogResult:
+    """Verify one log from its first byte: files, signatures, tree, chain, receipts; and fold its usage."""
+    name = parse_origin(task.ref.origin)
+    log = _Log(task, name, Frontier(), start_of(name.origin))
+    try:
+        for path in task.segments:
+            _segment(reader, log, path)
+        _ends(log)
+    except _Stop as stop:
+        log.contradictions.append(stop.contradiction)
+    return LogResult(
+        ref=task.ref,
+        size=log.frontier.size,
+        chain=log.chain,
+        fold=log.fold,
+        rows=log.rows,
+        gaps=tuple(log.gaps),
+        chips=log.chips,
+        started=log.started,
+        genesis=log.genesis,
+        findings=tuple(log.findings),
+        contradictions=tuple(log.contradictions),
+    )
+
+
+def _segment(reader: BundleReader, log: _Log, path: str) -> None:
+    """One segment and its receipt."""
+    try:
+        start, end = parse_segment_name(path.rpartition("/")[2])
+        data = reader.read(path)
+    except ProtocolError as error:
+        raise _Stop(Contradiction(path, str(error))) from None
+    if start != log.frontier.size:
+        raise _Stop(Contradiction(path, f"entries {log.frontier.size} … {start - 1} are missing", log.frontier.size))
+    if sha256(data).hexdigest() != log.task.files[path]:
+        log.contradictions.append(Contradiction(path, "file differs from its hash in the manifest"))
+    key = parse_vkey(log.task.ref.vkey)
+    try:
+        segment = parse_segment(data)
+        if (segment.origin, segment.start, segment.end) != (log.name.origin, start, end):
+            raise ProtocolError(
+                Code.BAD_SEGMENT,
+                "segment is not the one that its name says",
+                expected=f"{log.name.origin} {start} … {end}",
+                got=f"{segment.origin} {segment.start} … {segment.end}",
+            )
+        verify_head(segment, key)
+        hashes = segment.leaf_hashes()
+        frontier = log.frontier.extend(hashes)
+        if frontier.root() != segment.checkpoint.root:
+            raise ProtocolError(
+                Code.WRONG_ROOT,
+                f"entries {start} … {end - 1} don't hash to the signed root",
+                expected=segment.checkpoint.root.hex(),
+                got=frontier.root().hex(),
+            )
+        followed = follow(log.name, key.public_key, log.chain, segment.lines, hashes)
+    except EntryError as error:
+        raise _Stop(Contradiction(path, str(error), error.seq)) from None
+    except ProtocolError as error:
+        raise _Stop(_locate(path, data, start, end, log.chain, error)) from None
+    before = None if log.chain.boot_id is None else (log.chain.boots, log.chain.time_us)
+    folded = fold(log.name.origin, log.fold, followed.entries)
+    log.findings += in_entries(log.name.origin, before, followed.entries)
+    log.frontier, log.chain, log.fold = frontier, followed.state, folded.state
+    log.roots[end] = frontier.root()
+    merge(log.rows, folded.rows)
+    log.gaps += folded.gaps
+    for entry in followed.entries:
+        match entry:
+            case Inventory():
+                log.chips |= {(log.name.origin, entry.seq, chip.uuid): chip for chip in entry.body.chips}
+            case WorkloadStarted():
+                log.started.setdefault((log.name.origin, entry.body.id), []).append(entry.body)
+            case Genesis():
+                log.genesis = entry
+            case _:
+                pass
+    _receipt(reader, log, segment, path, sha256(data).hexdigest())
+
+
+def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, digest: str) -> None:
+    """The receipt beside a segment: by the pinned key, and in the verifier's log."""
+    where = receipt_path(path)
+    try:
+        data = reader.read(where)
+        _, key = check_trust(log.task.trust)
+        time_s = verify_cosignature(segment.note.text, parse_receipt(data), key)
+    except ProtocolError as error:
+        log.contradictions.append(
+            Contradiction(where, f"receipt of entries {segment.start} … {segment.end - 1}: {error}")
+        )
+        return
+    if sha256(data).hexdigest() != log.task.files.get(where):
+        log.contradictions.append(Contradiction(where, "file differs from its hash in the manifest"))
+    body = NodeCheckpointBody(
+        origin=segment.origin,
+        start=segment.start,
+        size=segment.end,
+        root=segment.checkpoint.root.hex(),
+        segment_sha256=digest,
+        receipt_s=time_s,
+    )
+    if body not in log.task.logged:
+        detail = f"receipt of size {segment.end} is not in the verifier's log"
+        log.findings.append(finding(FindingCode.UNLOGGED_RECEIPT, segment.origin, detail, seq=segment.end - 1))
+        log.contradictions.append(Contradiction(where, detail))
+
+
+def _ends(log: _Log) -> None:
+    """The log reaches as far as the manifest and the verifier's log say, and no further."""
+    where = log_folder(log.name)
+    receipted = max((body.size for body in log.task.logged), default=0)
+    if log.frontier.size != log.task.ref.size:
+        message = f"log has {log.frontier.size} entries where the manifest says {log.task.ref.size}"
+        log.contradictions.append(Contradiction(where, message, log.frontier.size))
+    if log.frontier.size < receipted:
+        message = f"log has {log.frontier.size} entries where the verifier receipted {receipted}"
+        log.contradictions.append(Contradiction(where, message, log.frontier.size))
+    for body in sorted(log.task.logged, key=lambda body: body.size):
+        root = log.roots.get(body.size)
+        if body.size <= log.frontier.size and (root is None or root.hex() != body.root):
+            message = f"the verifier's log has another segment ending at {body.size}"
+            log.contradictions.append(Contradiction(where, message, body.size - 1))
+
+
+def _locate(path: str, data: bytes, start: int, end: int, chain: ChainState, error: ProtocolError) -> Contradiction:
+    """Name the entry that was changed: the one whose successor no longer links to it, or that can't be read."""
+    lines = data[:SEGMENT_BYTES].partition(b"\n\n")[0].split(b"\n")[: end - start]
+    prev, broken = chain.prev, list[int]()
+    for i, line in enumerate(lines):
+        try:
+            entry = parse_entry(line)
+        except ProtocolError as refused:
+            return Contradiction(path, f"entry {start + i} was changed: {refused}", start + i)
+        if entry.seq != start + i:
+            message = f"entry {start + i} was changed: it says that it is entry {entry.seq}"
+            return Contradiction(path, message, start + i)
+        if entry.prev != prev:
+            broken.append(i)
+        prev = leaf_hash(line).hex()
+    if broken:
+        first = broken[0]
+        # A changed entry breaks its successor's link; a changed link breaks its own as well.
+        culprit = first if first == 0 or first + 1 in broken else first - 1
+        message = f"entry {start + culprit} was changed: entry {start + first} does not link to what comes before it"
+        return Contradiction(path, message, start + culprit)
+    if error.code is Code.WRONG_ROOT:
+        return Contradiction(path, f"entry {end - 1} or the checkpoint after it was changed: {error}", end - 1)
+    return Contradiction(path, f"checkpoint of size {end}: {error}", None)
+
+
+def listed(reader: BundleReader, manifest: Manifest, path: str, found: list[Contradiction]) -> bytes:
+    """A file's bytes; notes it if they aren't those that the manifest lists."""
+    data = reader.read(path)
+    if sha256(data).hexdigest() != manifest.files.get(path):
+        found.append(Contradiction(path, "file differs from its hash in the manifest"))
+    return data
