@@ -80,6 +80,19 @@ def decode(data: bytes, kind: type[T] | Any, *, limit: int = ENTRY_BYTES) -> T:
     return value
 
 
+def decode_lines(data: bytes, kind: type[T] | Any) -> list[T] | None:
+    """The values of canonical lines, each ended by a newline; None if any line is not canonical.
+
+    One call for many lines: what is refused here is decoded line by line for its reason. The lines of ``data``
+    are what it holds between newlines, and no canonical value holds one, so comparing the whole compares each.
+    """
+    try:
+        values: list[T] = _decoder(kind).decode_lines(data)  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return None
+    return values if _ENCODER.encode_lines(values) == data else None
+
+
 def parse(data: bytes, kind: type[T] | Any) -> T:
     """Typed decoding without the comparison: only for bytes that :func:`decode` has accepted before."""
     try:

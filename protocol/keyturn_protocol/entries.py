@@ -462,6 +462,10 @@ def _check_usage(body: UsageBody, mono_us: int) -> None:
         for chip, samples in enumerate(body.samples):
             if samples == 0 and any(column[chip] is not None for column in columns):
                 raise _bad("a chip without samples has no values", got=f"chip {chip}")
+    _check_shares(body)
+
+
+def _check_shares(body: UsageBody) -> None:
     last, total = (-1, ""), 0
     for share in body.workloads:
         workload_id(share.id)
@@ -471,8 +475,8 @@ def _check_usage(body: UsageBody, mono_us: int) -> None:
         total = total + share.share_ppm if share.chip == last[0] else share.share_ppm
         if total > 1_000_000:
             raise _bad("shares of one chip exceed the whole", expected="<= 1000000 ppm", got=total)
-        if share.chip >= chips:
-            raise _bad("share of a chip that isn't there", expected=f"< {chips}", got=share.chip)
+        if share.chip >= len(body.samples):
+            raise _bad("share of a chip that isn't there", expected=f"< {len(body.samples)}", got=share.chip)
         if body.samples[share.chip] == 0:
             raise _bad("share of a chip without samples", got=f"chip {share.chip}")
         last = here

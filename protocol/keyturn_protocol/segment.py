@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from keyturn_protocol.canonical import Hex32, Record, UInt
+from keyturn_protocol.canonical import Hex32, Record, UInt, decode_lines
 from keyturn_protocol.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
 from keyturn_protocol.entries import (
     BootId,
@@ -29,6 +29,7 @@ from keyturn_protocol.entries import (
     Source,
     Usage,
     WorkloadStarted,
+    check_entry,
     check_genesis,
     check_key_roll,
     parse_entry,
@@ -81,15 +82,14 @@ def parse_segment(data: bytes) -> Segment:
     """
     if len(data) > SEGMENT_BYTES:
         raise ProtocolError(Code.TOO_LARGE, "segment over its cap", expected=f"<= {SEGMENT_BYTES} bytes", got=len(data))
-    head, blank, tail = data.partition(b"\n\n")
-    if not blank or not head:
+    # From the end: the blank line inside the note, then the one before the note. Others are refused below.
+    at = data.rfind(b"\n\n", 0, max(data.rfind(b"\n\n"), 0))
+    if at <= 0:
         raise ProtocolError(Code.BAD_SEGMENT, "not a segment", expected="entries, an empty line, a checkpoint")
-    # Counted before they are split: 4 MiB of newlines would become two million objects.
-    if (count := head.count(b"\n") + 1) > SEGMENT_ENTRIES:
-        raise ProtocolError(
-            Code.TOO_LARGE, "segment with too many entries", expected=f"<= {SEGMENT_ENTRIES}", got=count
-        )
-    lines = tuple(head.split(b"\n"))
+    # Split no further than the cap: 4 MiB of newlines would become two million objects.
+    lines, tail = tuple(data[:at].split(b"\n", SEGMENT_ENTRIES)), data[at + 2 :]
+    if len(lines) > SEGMENT_ENTRIES:
+        raise ProtocolError(Code.TOO_LARGE, "segment with too many entries", expected=f"<= {SEGMENT_ENTRIES}")
     if (longest := max(map(len, lines))) > ENTRY_BYTES:
         raise ProtocolError(Code.TOO_LARGE, "entry over its cap", expected=f"<= {ENTRY_BYTES} bytes", got=longest)
     if not all(lines):
@@ -185,11 +185,17 @@ def follow(
     :param hashes: the leaf hashes of ``lines``.
     :raises EntryError: names the first entry that is refused, with its reason's code.
     """
-    entries: list[Entry] = []
     at = _Cursor(name, public_key, state)
-    for line, digest in zip(lines, hashes, strict=True):
+    fast: list[Entry] | None = None
+    if max(map(len, lines), default=0) <= ENTRY_BYTES:
+        fast = decode_lines(b"".join(line + b"\n" for line in lines), Entry)
+    # Where something is refused, line by line finds the first such entry and its reason.
+    each = iter(fast) if fast is not None and len(fast) == len(lines) else map(parse_entry, lines)
+    entries: list[Entry] = []
+    for digest in hashes:
         try:
-            entry = parse_entry(line)
+            entry = next(each)
+            check_entry(entry)
             at.step(entry, digest)
         except ProtocolError as error:
             raise EntryError(at.size, error) from None

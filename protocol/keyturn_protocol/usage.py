@@ -378,14 +378,15 @@ def _total(columns: Sequence[Sequence[int | None]]) -> tuple[int, Sums] | None:
     """Basis and values of a chip's columns over several entries; None if a column is null only in some."""
     basis, values = 0, list[int | None]()
     for i, column in enumerate(columns):
-        nulls = column.count(None)
-        if nulls == len(column):
-            basis |= 1 << i
-            values.append(None)
-        elif nulls:
-            return None
-        else:
+        try:
             values.append((sum if i < _SUMS else max)(column))  # type: ignore[type-var,arg-type]
+        except TypeError:
+            # There is a None in it; in a column of one, max() didn't see it.
+            if any(x is not None for x in column):
+                return None
+            values.append(None)
+        if values[-1] is None:
+            basis |= 1 << i
     return basis, values
 
 
