@@ -3,7 +3,8 @@
     POST /v1/join                            JoinRequest (JSON) → JoinResponse
     POST /v1/segments                        a segment, zstd → its receipt (text/plain)
     GET  /v1/logs/<node_id>/<inc>/head       the node's own checkpoint with its receipt (text/plain)
-    GET  /v1/nodes, /v1/workloads, /v1/usage, /v1/findings      Page of …, for readers with a token
+    GET  /v1/nodes, /v1/workloads, /v1/findings      Page of NodeLog, WorkloadTotal, FindingItem; bearer token
+    GET  /v1/usage                           Page of UsageRow; bearer token
     GET  /log/checkpoint, /log/tile/…        the verifier's own log (C2SP tlog-tiles), public
     GET  /healthz                            liveness
 
@@ -11,7 +12,7 @@ Errors are RFC 9457 ``application/problem+json`` bodies with a stable ``code`` o
 """
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -150,6 +151,20 @@ class Trust(Record, frozen=True, kw_only=True):
     deployment: str
     log_vkey: str
     receipt_vkey: str
+
+
+T = TypeVar("T")
+
+PAGE_ITEMS: Final = 1_000
+"""The most items of a page; ``?limit=`` asks for fewer."""
+PAGE_BYTES: Final = 8 * 1024 * 1024
+
+
+class Page(Record, Generic[T], frozen=True, kw_only=True):
+    """A part of a list. ``next`` is what ``?after=`` takes to go on, opaque to the reader; null: this is the end."""
+
+    items: list[T]
+    next: str | None
 
 
 class NodeLog(Record, frozen=True, kw_only=True):
