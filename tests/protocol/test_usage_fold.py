@@ -1,0 +1,242 @@
+"""Properties of the fold: any partition gives the same bytes, parts sum to the whole, no time is lost."""
+
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyturn_protocol.canonical import decode, encode
+from keyturn_protocol.entries import FIELDS, SUM_FIELDS, Entry, Share, parse_entry
+from keyturn_protocol.ids import Origin, WorkloadId, parse_origin
+from keyturn_protocol.limits import MAX_INT
+from keyturn_protocol.merkle import leaf_hash
+from keyturn_protocol.segment import follow, start_of
+from keyturn_protocol.usage import (
+    EMPTY,
+    FoldState,
+    Gap,
+    RowKey,
+    Rows,
+    Totals,
+    add_sums,
+    fold,
+    merge,
+    silence,
+    split,
+    to_row,
+    totals_json,
+)
+from tests.support import naive_fold
+from tests.support.streams import ORIGIN, Stream, canonical, stream
+
+LOG = Origin(ORIGIN)
+seeds = st.integers(0, 2**32)
+
+
+def parsed(run: Stream) -> list[Entry]:
+    return [parse_entry(line) for line in run.lines]
+
+
+def fold_in_parts(entries: list[Entry], cuts: list[int]) -> tuple[Rows, list[Gap], FoldState]:
+    """Fold segment by segment, with the state through its bytes as a database would keep it."""
+    rows: Rows = {}
+    gaps: list[Gap] = []
+    state = EMPTY
+    for start, end in pairwise([0, *sorted(cuts), len(entries)]):
+        part = fold(LOG, state, entries[start:end])
+        merge(rows, part.rows)
+        gaps.extend(part.gaps)
+        state = decode(encode(part.state), FoldState)
+    return rows, gaps, state
+
+
+def totals(rows: Rows, gaps: list[Gap]) -> bytes:
+    return totals_json([to_row(key, values) for key, values in rows.items()], gaps)
+
+
+@settings(deadline=None, max_examples=150)
+@given(seeds, st.integers(0, 60), st.data())
+def test_any_partition_gives_the_bytes_of_the_plain_fold(seed: int, steps: int, data: st.DataObject) -> None:
+    run = stream(Random(seed), steps)
+    entries = parsed(run)
+    cuts = data.draw(st.lists(st.integers(0, len(entries)), max_size=8))
+    whole = fold(LOG, EMPTY, entries)
+    rows, gaps, state = fold_in_parts(entries, cuts)
+    assert state == whole.state
+    assert gaps == list(whole.gaps)
+    want = canonical(naive_fold.fold(ORIGIN, run.entries).totals())
+    assert totals(whole.rows, list(whole.gaps)) == want
+    assert totals(rows, gaps) == want
+    assert encode(decode(want, Totals, limit=len(want))) == want
+
+
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(0, 40))
+def test_one_entry_at_a_time(seed: int, steps: int) -> None:
+    run = stream(Random(seed), steps)
+    entries = parsed(run)
+    whole = fold(LOG, EMPTY, entries)
+    rows, gaps, state = fold_in_parts(entries, list(range(len(entries))))
+    assert (rows, gaps, state) == (whole.rows, list(whole.gaps), whole.state)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(0, 40), st.integers(0, 100))
+def test_batches_may_be_merged_in_any_order(seed: int, steps: int, shuffle: int) -> None:
+    """Pre-aggregated batches are upserts; a database applies them in the order of commits."""
+    run = stream(Random(seed), steps)
+    parts: list[Rows] = []
+    state = EMPTY
+    for entry in parsed(run):
+        part = fold(LOG, state, [entry])
+        state = part.state
+        parts.append(part.rows)
+    Random(shuffle).shuffle(parts)
+    rows: Rows = {}
+    for more in parts:
+        merge(rows, more)
+    assert rows == fold(LOG, EMPTY, parsed(run)).rows
+
+
+@settings(deadline=None, max_examples=100)
+@given(seeds, st.integers(0, 60))
+def test_streams_are_valid_logs(seed: int, steps: int) -> None:
+    """The generator of these tests writes what a verifier accepts; `public_key` is the one thing made up."""
+    run = stream(Random(seed), steps)
+    state = start_of(LOG)
+    hashes = [leaf_hash(line) for line in run.lines]
+    first = decode(run.lines[0], dict[str, Any])
+    after = state.__class__(
+        **{f: getattr(state, f) for f in state.__struct_fields__}
+        | {
+            "size": 1,
+            "prev": hashes[0].hex(),
+            "boot_id": first["boot_id"],
+            "boots": first["boots"],
+            "mono_us": first["mono_us"],
+            "time_us": first["time_us"],
+            "source": "replay",
+        }
+    )
+    assert follow(parse_origin(LOG), bytes(32), after, run.lines[1:], hashes[1:]).state.size == len(run.lines)
+
+
+@settings(deadline=None, max_examples=150)
+@given(seeds, st.integers(0, 60))
+def test_every_microsecond_is_in_a_row_or_in_a_gap(seed: int, steps: int) -> None:
+    """From a chip's first inventory to the point that its state names, over reboots and absences."""
+    run = stream(Random(seed), steps, steady=True, retire=False)
+    whole = fold(LOG, EMPTY, parsed(run))
+    began: dict[str, int] = {}
+    for entry in run.entries:
+        if entry["type"] == "inventory":
+            for chip in entry["body"]["chips"]:
+                began.setdefault(chip["uuid"], entry["time_us"])
+    known = {c.chip: c for c in [*whole.state.present, *whole.state.absent]}
+    assert known.keys() == began.keys()
+    for chip, point in known.items():
+        in_rows = sum(values[0] or 0 for key, values in whole.rows.items() if key.chip == chip)
+        in_gaps = sum(gap.to_us - gap.from_us for gap in whole.gaps if gap.chip == chip)
+        assert in_rows + in_gaps == point.time_us - began[chip]
+    # What comes after is silence, until someone asks.
+    until = run.time_us + 1
+    owed = {gap.chip: gap.to_us - gap.from_us for gap in silence(LOG, whole.state, until)}
+    assert owed == {chip: until - point.time_us for chip, point in known.items() if point.time_us < until}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.integers(0, 1_000_000), max_size=6),
+    st.lists(st.none() | st.integers(0, MAX_INT), min_size=len(FIELDS) + 2, max_size=len(FIELDS) + 2),
+)
+def test_parts_of_a_split_sum_to_the_whole(cuts: list[int], values: list[int | None]) -> None:
+    edges = sorted({0, *cuts})
+    shares = [
+        Share(chip=0, id=f"run:{i:02d}", class_="shared", share_ppm=high - low)
+        for i, (low, high) in enumerate(pairwise(edges))
+    ]
+    parts = [part for _, part in split(shares, values)]
+    sums = len(SUM_FIELDS) + 2
+    for i, whole in enumerate(values):
+        column = [part[i] for part in parts]
+        if whole is None:
+            assert {*column} == {None}
+        elif i < sums:
+            assert sum(value or 0 for value in column) == whole
+            assert all(value is not None and value >= 0 for value in column)
+        else:
+            assert {*column} == {whole}
+
+
+@given(st.lists(st.integers(0, MAX_INT), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_saturation_is_blind_to_the_order(values: list[int], random: Random) -> None:
+    key = RowKey(LOG, "GPU-0", 0, WorkloadId("run:x"), 1, 0)
+
+    def total(ordered: list[int]) -> int | None:
+        rows: Rows = {}
+        for value in ordered:
+            add_sums(rows, key, [value] * (len(FIELDS) + 2))
+        return rows[key][0]
+
+    shuffled = values.copy()
+    random.shuffle(shuffled)
+    assert total(values) == total(shuffled) == min(sum(values), MAX_INT)
+
+
+def test_a_gap_cites_the_same_inventory_however_the_log_is_cut() -> None:
+    """Usage, a missing stretch and usage again, after an inventory that lists a chip a second time."""
+    run = Stream(Random(1), steady=True)
+    run.genesis("00" * 32)
+    run.random = Random(0)
+    run.inventory()
+    run.usage()
+    chips = run.present
+    run.pass_time(1_000_000)
+    run.random = Random(0)
+    run.present = []
+    run.inventory()
+    run.present = chips
+    for _ in range(3):
+        run.pass_time(5_000_000)
+        run.usage()
+    entries = parsed(run)
+    whole = fold(LOG, EMPTY, entries)
+    assert len({gap.inventory_seq for gap in whole.gaps}) == 2
+    assert fold_in_parts(entries, list(range(len(entries))))[1] == list(whole.gaps)
+
+
+def test_a_gap_never_ends_beyond_the_largest_integer() -> None:
+    run = Stream(Random(3), steady=True)
+    run.genesis("00" * 32)
+    run.time_us = MAX_INT - 10_000_000_000
+    run.inventory()
+    run.mono_us = MAX_INT - 10_000_000_000
+    run.time_us -= 5_000_000_000
+    run.usage()
+    whole = fold(LOG, EMPTY, parsed(run))
+    assert {gap.to_us for gap in whole.gaps} == {MAX_INT}
+    data = totals(whole.rows, list(whole.gaps))
+    assert encode(decode(data, Totals)) == data
+
+
+def test_a_retired_chip_that_is_listed_again_is_owed_again() -> None:
+    run = Stream(Random(5), steady=True)
+    run.genesis("00" * 32)
+    run.inventory()
+    chip = run.present[0]
+    run.pass_time(1_000_000)
+    run.add("retired", {"chips": [chip], "reason": "sold"})
+    retired = fold(LOG, EMPTY, parsed(run))
+    later = run.time_us + 60_000_000
+    assert chip not in {gap.chip for gap in silence(LOG, retired.state, later)}
+    run.pass_time(1_000_000)
+    while True:
+        run.inventory()
+        if chip in run.present:
+            break
+    listed = run.time_us
+    again = fold(LOG, EMPTY, parsed(run))
+    owed = [gap for gap in silence(LOG, again.state, later) if gap.chip == chip]
+    assert [gap.from_us for gap in owed] == [listed]
