@@ -252,7 +252,7 @@ class _Fold:
             case Inventory():
                 self._inventory(entry)
             case Retired(body=body):
-                for chip in body.chips if body.chips is not None else [*self.present, *self.absent]:
+                for chip in body.chips if body.chips is not None else [*self.present, *sorted(self.absent)]:
                     self._retire(chip, entry)
             case GapEntry(body=gap):
                 self.cause = gap.cause
