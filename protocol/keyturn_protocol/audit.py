@@ -5,14 +5,14 @@ Each log is checked by itself (:func:`audit_log`, in any order or side by side),
 the bundle says so: keys come from the auditor's :class:`~keyturn_protocol.api.Trust`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Literal
 
 from keyturn_protocol.api import Trust, WorkloadTotal
 from keyturn_protocol.audit_log import Contradiction, LogResult, Task, audit_log, listed
-from keyturn_protocol.audit_tree import VerifierLog, audit_verifier_log
+from keyturn_protocol.audit_nodes import between, enrolled, frozen
+from keyturn_protocol.audit_tree import VerifierLog, audit_verifier_log, hold_against
 from keyturn_protocol.bundle import (
     MANIFEST,
     TOTALS,
@@ -23,24 +23,23 @@ from keyturn_protocol.bundle import (
     log_folder,
     parse_manifest,
     parse_segment_name,
+    receipt_path,
 )
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.entries import Chip, WorkloadStartedBody
-from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.findings import Finding, FindingCode, at_genesis, finding, in_totals, ranked
-from keyturn_protocol.ids import LogName, parse_origin
-from keyturn_protocol.keys import parse_vkey
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.findings import Finding, in_totals, ranked
+from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.leaves import (
     Export,
-    Init,
     LogFrozen,
     LogFrozenBody,
     NodeCheckpoint,
     NodeCheckpointBody,
 )
-from keyturn_protocol.segment import parse_segment, verify_head
-from keyturn_protocol.totals import LogEnd, missing_after, summarise
+from keyturn_protocol.tiles import tiles_of
+from keyturn_protocol.totals import summarise
 from keyturn_protocol.usage import Gap, Rows, to_row, totals_json
 
 Outcome = Literal["pass", "contradicted", "undecided"]
@@ -66,6 +65,7 @@ class Report:
     until_us: int
     chip_table: str
     checkpoint: Checkpoint | None
+    seen: Checkpoint | None
     case: str | None = None
 
 
@@ -113,14 +113,18 @@ def conclude(
     table: ChipTable,
     *,
     pinned: bool,
+    seen: Checkpoint | None = None,
+    root_sha256: str | None = None,
 ) -> Report:
     """Put the logs together: keys, completeness, evidence of forks, totals, findings.
 
     :param pinned: whether ``trust`` came from outside of the bundle.
+    :param seen: a checkpoint of the verifier's log that the auditor got elsewhere, its signature checked.
+    :param root_sha256: the pinned root, in hex. Bundles carry no root statements yet: it pins no keys by itself.
     """
     found = [*verifier_log.contradictions, *(c for r in results for c in r.contradictions)]
     found += _manifest(reader, manifest, verifier_log, trust)
-    found += _enrolled(manifest, verifier_log, results)
+    found += enrolled(manifest, verifier_log, results)
     rows: Rows = {}
     gaps: list[Gap] = []
     chips: dict[tuple[str, int, str], Chip] = {}
@@ -134,17 +138,37 @@ def conclude(
     usage = [to_row(key, values) for key, values in rows.items()]
     if not any(r.contradictions for r in results):
         found += _totals(reader, manifest, totals_json(usage, gaps))
-    late, more = _between(manifest, results)
+    late, more = between(manifest, results)
     findings += more
+    by_origin = {r.ref.origin: r for r in results}
+    enrolments = verifier_log.enrolments()
     for leaf in verifier_log.leaves:
         if isinstance(leaf, LogFrozen):
-            contradiction, proof = _frozen(reader, manifest, leaf.body, results)
-            found += contradiction
-            findings += proof
+            origin = leaf.body.origin
+            proof = frozen(reader, manifest, leaf.body, enrolments.get(origin), by_origin.get(origin))
+            found += proof[0]
+            findings += proof[1]
     findings += in_totals(usage, [*gaps, *late], chips, lambda chip: table.lookup(chip) is not None)
+    open_ends = [] if pinned else ["internally consistent at best: keys not pinned"]
+    if root_sha256 is not None:
+        claimed = manifest.export.root_sha256
+        if claimed not in (None, root_sha256):
+            found.append(
+                Contradiction(MANIFEST, f"the bundle claims another root (expected {root_sha256}, got {claimed})")
+            )
+        if not pinned:
+            open_ends.append("a bundle carries no root statements yet: keys can't be taken from a root")
+    if seen is not None:
+        match hold_against(verifier_log, seen):
+            case Contradiction() as rewritten:
+                found.append(rewritten)
+            case str() as open_end:
+                open_ends.append(open_end)
+            case None:
+                pass
+    found.sort(key=lambda c: c.seq is None)  # what names an entry comes first; otherwise in order
     reasons = [f"{c.where}: {c.message}" for c in found]
     left_out = tuple((left.origin, left.reason) for left in manifest.export.left_out)
-    open_ends = [] if pinned else ["internally consistent at best: keys not pinned"]
     open_ends += [f"{origin} is left out: {reason}" for origin, reason in left_out]
     outcome: Outcome = "contradicted" if reasons else "undecided" if open_ends else "pass"
     broken = {r.ref.origin for r in results if r.contradictions}
@@ -164,6 +188,7 @@ def conclude(
         until_us=manifest.export.until_us,
         chip_table=table.version,
         checkpoint=verifier_log.checkpoint,
+        seen=seen,
         case=manifest.export.case,
     )
 
@@ -174,13 +199,6 @@ def _manifest(
     """The manifest's own claims: the keys, the export leaf, exactly the listed files."""
     if manifest.verifier != trust:
         yield Contradiction(MANIFEST, "the bundle names other verifier keys than those pinned")
-    first = verifier_log.leaves[0] if verifier_log.leaves else None
-    if verifier_log.checkpoint is not None and not (
-        isinstance(first, Init)
-        and (first.body.deployment, first.body.log_vkey, first.body.receipt_vkey)
-        == (trust.deployment, trust.log_vkey, trust.receipt_vkey)
-    ):
-        yield Contradiction(VERIFIER_LOG, "the verifier's log did not begin with the pinned keys", 0)
     leaf = verifier_log.leaves[manifest.export_index] if manifest.export_index < len(verifier_log.leaves) else None
     if not isinstance(leaf, Export) or leaf.body != manifest.export:
         yield Contradiction(MANIFEST, "the verifier's log holds no such export", manifest.export_index)
@@ -189,44 +207,18 @@ def _manifest(
         yield Contradiction(path, "file is missing")
     for path in sorted(present - manifest.files.keys()):
         yield Contradiction(path, "file is not in the manifest")
+    if verifier_log.checkpoint is not None and len(verifier_log.leaves) == verifier_log.checkpoint.size:
+        for path in sorted(manifest.files.keys() - _accounted(manifest, verifier_log, verifier_log.checkpoint.size)):
+            yield Contradiction(path, "file that nothing in the evidence accounts for")
 
 
-def _enrolled(manifest: Manifest, verifier_log: VerifierLog, results: Sequence[LogResult]) -> Iterable[Contradiction]:
-    """Every enrolled log is here or named as left out, under the key and names it was enrolled with."""
-    enrolled = verifier_log.enrolments()
-    listed = {ref.origin: ref for ref in manifest.logs}
-    left_out = {left.origin for left in manifest.export.left_out}
-    for origin in sorted(enrolled.keys() - listed.keys() - left_out):
-        yield Contradiction(MANIFEST, f"{origin} is enrolled, but neither in the bundle nor named as left out")
-    if verifier_log.checkpoint is None:
-        return
-    by_origin = {r.ref.origin: r for r in results}
-    for origin, ref in listed.items():
-        body = enrolled.get(origin)
-        key = parse_vkey(ref.vkey).public_key
-        if body is None or (body.public_key, body.organisation, body.site) != (
-            key.hex(),
-            ref.organisation,
-            ref.site,
-        ):
-            yield Contradiction(MANIFEST, f"{origin} was not enrolled like this")
-        name = parse_origin(origin)
-        previous = _newest_before(by_origin, name)
-        if previous is not None and not previous.contradictions:
-            expected = previous.chain.next_key or parse_vkey(previous.ref.vkey).public_key.hex()
-            if key.hex() != expected:
-                yield Contradiction(MANIFEST, f"{origin} is signed by a key that its predecessor did not name")
-
-
-def _newest_before(results: Mapping[str, LogResult], name: LogName) -> LogResult | None:
-    """The result of the node's incarnation just before ``name``, skipping numbers that were never seen."""
-    mine = [
-        (parse_origin(origin).incarnation, result)
-        for origin, result in results.items()
-        if origin.startswith(f"{name.deployment}/node/{name.node_id}/")
-    ]
-    earlier = [(incarnation, result) for incarnation, result in mine if incarnation < name.incarnation]
-    return max(earlier, key=lambda pair: pair[0])[1] if earlier else None
+def _accounted(manifest: Manifest, verifier_log: VerifierLog, size: int) -> set[str]:
+    """Every path that has a meaning in this bundle: what isn't read can't be vouched for."""
+    folders = {log_folder(parse_origin(ref.origin)) for ref in manifest.logs}
+    segments = {p for p in manifest.files if p.endswith(".segment") and p.rpartition("/")[0] + "/" in folders}
+    evidence = {evidence_path(leaf.body.evidence_sha256) for leaf in verifier_log.leaves if isinstance(leaf, LogFrozen)}
+    tiles = {VERIFIER_LOG + tile.path for tile in tiles_of(size)}
+    return {TOTALS, VERIFIER_LOG + "checkpoint", *tiles, *evidence, *segments, *map(receipt_path, segments)}
 
 
 def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterable[Contradiction]:
@@ -241,60 +233,6 @@ def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterab
     if data != computed:
         at = next((i for i, (x, y) in enumerate(zip(data, computed, strict=False)) if x != y), None)
         yield Contradiction(TOTALS, f"totals differ from the recomputed ones at byte {at}")
-
-
-def _between(manifest: Manifest, results: Sequence[LogResult]) -> tuple[list[Gap], list[Finding]]:
-    """What is missing after each log's end, and what new incarnations left behind."""
-    gaps: list[Gap] = []
-    found: list[Finding] = []
-    nodes: dict[str, list[LogResult]] = {}
-    for result in results:
-        nodes.setdefault(parse_origin(result.ref.origin).node_id, []).append(result)
-    for logs in nodes.values():
-        logs.sort(key=lambda r: parse_origin(r.ref.origin).incarnation)
-        for at, result in enumerate(logs):
-            name = parse_origin(result.ref.origin)
-            after = logs[at + 1].genesis if at + 1 < len(logs) else None
-            end = LogEnd(
-                name.origin,
-                result.chain.source,
-                result.chain.time_us,
-                result.fold,
-                None if after is None else after.time_us,
-            )
-            gaps += missing_after(end, manifest.export.until_us)
-            if result.genesis is not None and name.incarnation > 1:
-                before = logs[at - 1] if at else None
-                known = None if before is None else (parse_origin(before.ref.origin).incarnation, before.size)
-                found += at_genesis(name.origin, result.genesis, name.incarnation, known)
-    return gaps, found
-
-
-def _frozen(
-    reader: BundleReader, manifest: Manifest, body: LogFrozenBody, results: Sequence[LogResult]
-) -> tuple[list[Contradiction], list[Finding]]:
-    """Check the evidence for which a log was frozen: it must be there, signed, and show what is said of it."""
-    path = evidence_path(body.evidence_sha256)
-    found: list[Contradiction] = []
-    result = next((r for r in results if r.ref.origin == body.origin), None)
-    code = FindingCode.FORK if body.reason == "fork" else FindingCode.INVALID_ENTRIES
-    try:
-        data = listed(reader, manifest, path, found)
-        if sha256(data).hexdigest() != body.evidence_sha256:
-            raise ProtocolError(Code.BAD_BUNDLE, "evidence is not what the verifier's log names")
-        segment = parse_segment(data)
-        if result is not None:
-            verify_head(segment, parse_vkey(result.ref.vkey))
-        signed = (segment.origin, segment.end, segment.checkpoint.root.hex())
-        if signed != (body.origin, body.size, body.signed_root):
-            raise ProtocolError(Code.BAD_BUNDLE, "evidence of another head", expected=body.origin, got=segment.origin)
-    except ProtocolError as error:
-        return [*found, Contradiction(path, str(error))], []
-    detail = f"the node also signed {body.signed_root} for size {body.size}"
-    if code is FindingCode.INVALID_ENTRIES:
-        detail = f"signed entries {segment.start} … {segment.end - 1} break the format or the chain"
-    found.append(Contradiction(path, f"{body.origin}: {detail}", segment.end - 1))
-    return found, [finding(code, body.origin, detail, seq=segment.end - 1)]
 
 
 def audit(reader: BundleReader, trust: Trust | None, table: ChipTable) -> Report:

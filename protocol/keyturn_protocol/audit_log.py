@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from keyturn_protocol.api import Trust
+from keyturn_protocol.audit_locate import locate
 from keyturn_protocol.bundle import (
     BundleReader,
     LogRef,
@@ -15,14 +16,13 @@ from keyturn_protocol.bundle import (
     receipt_path,
 )
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
-from keyturn_protocol.entries import Chip, Genesis, Inventory, WorkloadStarted, WorkloadStartedBody, parse_entry
+from keyturn_protocol.entries import Chip, Genesis, Inventory, WorkloadStarted, WorkloadStartedBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Finding, FindingCode, finding, in_entries
 from keyturn_protocol.ids import Hash, LogName, parse_origin
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.leaves import LogFrozenBody, NodeCheckpointBody
-from keyturn_protocol.limits import SEGMENT_BYTES
-from keyturn_protocol.merkle import Frontier, leaf_hash
+from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.segment import ChainState, EntryError, Segment, follow, parse_segment, start_of, verify_head
 from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, fold, merge
 
@@ -55,7 +55,9 @@ class LogResult:
     """What one log says, up to the first contradiction in it."""
 
     ref: LogRef
-    size: int
+    frontier: Frontier
+    at_frozen: Mapping[int, Hash]
+    """The root at each size for which the verifier's log says that the log was frozen."""
     chain: ChainState
     fold: FoldState
     rows: Rows
@@ -65,6 +67,11 @@ class LogResult:
     genesis: Genesis | None
     findings: tuple[Finding, ...]
     contradictions: tuple[Contradiction, ...]
+
+    @property
+    def size(self) -> int:
+        """Entries that were verified."""
+        return self.frontier.size
 
 
 class _Stop(Exception):
@@ -91,6 +98,7 @@ class _Log:
     findings: list[Finding] = field(default_factory=list)
     contradictions: list[Contradiction] = field(default_factory=list)
     roots: dict[int, Hash] = field(default_factory=dict)
+    at_frozen: dict[int, Hash] = field(default_factory=dict)
 
 
 def audit_log(reader: BundleReader, task: Task) -> LogResult:
@@ -105,7 +113,8 @@ def audit_log(reader: BundleReader, task: Task) -> LogResult:
         log.contradictions.append(stop.contradiction)
     return LogResult(
         ref=task.ref,
-        size=log.frontier.size,
+        frontier=log.frontier,
+        at_frozen=log.at_frozen,
         chain=log.chain,
         fold=log.fold,
         rows=log.rows,
@@ -127,8 +136,6 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
         raise _Stop(Contradiction(path, str(error))) from None
     if start != log.frontier.size:
         raise _Stop(Contradiction(path, f"entries {log.frontier.size} … {start - 1} are missing", log.frontier.size))
-    if sha256(data).hexdigest() != log.task.files[path]:
-        log.contradictions.append(Contradiction(path, "file differs from its hash in the manifest"))
     key = parse_vkey(log.task.ref.vkey)
     try:
         segment = parse_segment(data)
@@ -153,7 +160,13 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
     except EntryError as error:
         raise _Stop(Contradiction(path, str(error), error.seq)) from None
     except ProtocolError as error:
-        raise _Stop(_locate(path, data, start, end, log.chain, error)) from None
+        raise _Stop(Contradiction(path, *locate(data, end, log.chain.prev, log.frontier, error))) from None
+    digest = sha256(data).hexdigest()
+    if digest != log.task.files[path]:
+        log.contradictions.append(Contradiction(path, "file differs from its hash in the manifest"))
+    for body in log.task.frozen:
+        if start < body.size <= end:
+            log.at_frozen[body.size] = log.frontier.extend(hashes[: body.size - start]).root()
     before = None if log.chain.boot_id is None else (log.chain.boots, log.chain.time_us)
     folded = fold(log.name.origin, log.fold, followed.entries)
     log.findings += in_entries(log.name.origin, before, followed.entries)
@@ -171,7 +184,7 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
                 log.genesis = entry
             case _:
                 pass
-    _receipt(reader, log, segment, path, sha256(data).hexdigest())
+    _receipt(reader, log, segment, path, digest)
 
 
 def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, digest: str) -> None:
@@ -217,32 +230,6 @@ def _ends(log: _Log) -> None:
         if body.size <= log.frontier.size and (root is None or root.hex() != body.root):
             message = f"the verifier's log has another segment ending at {body.size}"
             log.contradictions.append(Contradiction(where, message, body.size - 1))
-
-
-def _locate(path: str, data: bytes, start: int, end: int, chain: ChainState, error: ProtocolError) -> Contradiction:
-    """Name the entry that was changed: the one whose successor no longer links to it, or that can't be read."""
-    lines = data[:SEGMENT_BYTES].partition(b"\n\n")[0].split(b"\n")[: end - start]
-    prev, broken = chain.prev, list[int]()
-    for i, line in enumerate(lines):
-        try:
-            entry = parse_entry(line)
-        except ProtocolError as refused:
-            return Contradiction(path, f"entry {start + i} was changed: {refused}", start + i)
-        if entry.seq != start + i:
-            message = f"entry {start + i} was changed: it says that it is entry {entry.seq}"
-            return Contradiction(path, message, start + i)
-        if entry.prev != prev:
-            broken.append(i)
-        prev = leaf_hash(line).hex()
-    if broken:
-        first = broken[0]
-        # A changed entry breaks its successor's link; a changed link breaks its own as well.
-        culprit = first if first == 0 or first + 1 in broken else first - 1
-        message = f"entry {start + culprit} was changed: entry {start + first} does not link to what comes before it"
-        return Contradiction(path, message, start + culprit)
-    if error.code is Code.WRONG_ROOT:
-        return Contradiction(path, f"entry {end - 1} or the checkpoint after it was changed: {error}", end - 1)
-    return Contradiction(path, f"checkpoint of size {end}: {error}", None)
 
 
 def listed(reader: BundleReader, manifest: Manifest, path: str, found: list[Contradiction]) -> bytes:

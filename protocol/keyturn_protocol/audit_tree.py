@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 from keyturn_protocol.api import Trust
 from keyturn_protocol.audit_log import Contradiction, listed
@@ -13,8 +14,18 @@ from keyturn_protocol.bundle import (
 )
 from keyturn_protocol.checkpoint import Checkpoint, open_checkpoint
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.ids import Hash
-from keyturn_protocol.leaves import Enrolment, EnrolmentBody, Leaf, parse_leaf
+from keyturn_protocol.ids import Hash, parse_origin
+from keyturn_protocol.keys import ed25519_public_key
+from keyturn_protocol.leaves import (
+    Enrolment,
+    EnrolmentBody,
+    Export,
+    Init,
+    Leaf,
+    LogFrozen,
+    NodeCheckpoint,
+    parse_leaf,
+)
 from keyturn_protocol.merkle import Frontier, leaf_hash
 from keyturn_protocol.tiles import ENTRIES, TILE_WIDTH, Tile, decode_bundle, decode_hashes, tiles_of
 
@@ -25,10 +36,17 @@ class VerifierLog:
 
     checkpoint: Checkpoint | None
     leaves: tuple[Leaf, ...]
+    hashes: tuple[Hash, ...]
+    """The leaf hashes of ``leaves``."""
     contradictions: tuple[Contradiction, ...]
 
     def enrolments(self) -> dict[str, EnrolmentBody]:
-        return {leaf.body.origin: leaf.body for leaf in self.leaves if isinstance(leaf, Enrolment)}
+        """The first enrolment of each log; a second one is a contradiction."""
+        found: dict[str, EnrolmentBody] = {}
+        for leaf in self.leaves:
+            if isinstance(leaf, Enrolment):
+                found.setdefault(leaf.body.origin, leaf.body)
+        return found
 
 
 def audit_verifier_log(reader: BundleReader, manifest: Manifest, trust: Trust) -> VerifierLog:
@@ -39,7 +57,7 @@ def audit_verifier_log(reader: BundleReader, manifest: Manifest, trust: Trust) -
         key, _ = check_trust(trust)
         checkpoint = open_checkpoint(listed(reader, manifest, path, found), key)
     except ProtocolError as error:
-        return VerifierLog(None, (), (*found, Contradiction(path, str(error))))
+        return VerifierLog(None, (), (), (*found, Contradiction(path, str(error))))
     leaves: list[Leaf] = []
     hashes: list[Hash] = []
     for tile in tiles_of(checkpoint.size):
@@ -55,12 +73,13 @@ def audit_verifier_log(reader: BundleReader, manifest: Manifest, trust: Trust) -
                     hashes.append(leaf_hash(line))
         except ProtocolError as error:
             found.append(Contradiction(path, f"leaf {len(leaves)}: {error}", len(leaves)))
-            return VerifierLog(checkpoint, tuple(leaves), tuple(found))
+            return VerifierLog(checkpoint, tuple(leaves), tuple(hashes), tuple(found))
     root = Frontier().extend(hashes).root()
     if root != checkpoint.root:
         found.append(Contradiction(VERIFIER_LOG + "checkpoint", "the leaves don't hash to the signed root"))
     found += _tiles(reader, hashes)
-    return VerifierLog(checkpoint, tuple(leaves), tuple(found))
+    found += _rules(leaves, trust)
+    return VerifierLog(checkpoint, tuple(leaves), tuple(hashes), tuple(found))
 
 
 def _tiles(reader: BundleReader, leaves: Sequence[Hash]) -> Iterable[Contradiction]:
@@ -80,3 +99,71 @@ def _tiles(reader: BundleReader, leaves: Sequence[Hash]) -> Iterable[Contradicti
         full = len(hashes) // TILE_WIDTH
         hashes = [Frontier().extend(hashes[i * TILE_WIDTH : (i + 1) * TILE_WIDTH]).root() for i in range(full)]
         level += 1
+
+
+def _rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
+    """What a verifier that follows the receipt table can't write, whatever it signs."""
+    keys: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    frozen: set[str] = set()
+    for leaf in leaves:
+        message = None
+        match leaf:
+            case Init(body=init):
+                claimed = (init.deployment, init.log_vkey, init.receipt_vkey)
+                if leaf.index or claimed != (trust.deployment, trust.log_vkey, trust.receipt_vkey):
+                    message = "a second beginning" if leaf.index else "the log did not begin with the pinned keys"
+            case Enrolment(body=node):
+                if node.origin in keys:
+                    message = f"{node.origin} is enrolled again"
+                keys.setdefault(node.origin, node.public_key)
+                message = message or _misnamed(node, trust)
+            case NodeCheckpoint(body=head):
+                if head.origin not in keys or head.origin in frozen:
+                    message = f"{head.origin} was not {'open' if head.origin in keys else 'enrolled'} here"
+                elif head.start != sizes.get(head.origin, 0) or head.size <= head.start:
+                    message = f"{head.origin}: entries {head.start} … {head.size - 1} don't follow what was receipted"
+                sizes[head.origin] = head.size
+            case LogFrozen(body=stopped):
+                if stopped.origin not in keys:
+                    message = f"{stopped.origin} was not enrolled here"
+                frozen.add(stopped.origin)
+            case Export():
+                pass
+            case _:
+                assert_never(leaf)
+        if message is not None or (leaf.index == 0 and not isinstance(leaf, Init)):
+            yield Contradiction(VERIFIER_LOG, f"leaf {leaf.index}: {message or 'the first is not init'}", leaf.index)
+
+
+def _misnamed(node: EnrolmentBody, trust: Trust) -> str | None:
+    """Why an enrolment's names don't fit together."""
+    try:
+        name = parse_origin(node.origin)
+        ed25519_public_key(bytes.fromhex(node.public_key))
+    except ProtocolError as error:
+        return str(error)
+    if (name.deployment, name.node_id, name.incarnation) != (trust.deployment, node.node_id, node.incarnation):
+        return f"{node.origin} is enrolled under other names"
+    return None
+
+
+def hold_against(log: VerifierLog, seen: Checkpoint) -> Contradiction | str | None:
+    """Hold the bundle's copy of the log against a checkpoint of it that the auditor got elsewhere.
+
+    :param seen: its signature was checked, with the key that ``log`` was checked with.
+    :returns: a contradiction if the log was rewritten; why it can't be decided; or None if ``log`` contains ``seen``.
+    """
+    where = VERIFIER_LOG + "checkpoint"
+    if log.checkpoint is None or len(log.hashes) != log.checkpoint.size:
+        return "the verifier's log could not be read, so nothing can be said about the given checkpoint"
+    if seen.size > log.checkpoint.size:
+        return f"the given checkpoint has {seen.size} leaves, the bundle's log only {log.checkpoint.size}"
+    root = Frontier().extend(log.hashes[: seen.size]).root()
+    if root == seen.root:
+        return None
+    return Contradiction(
+        where,
+        f"the verifier signed another log: its first {seen.size} leaves hash to {root.hex()} here "
+        f"and to {seen.root.hex()} in the given checkpoint",
+    )
