@@ -57,6 +57,8 @@ class ProblemCode(StrEnum):
     UNKNOWN_LOG = "unknown_log"
     """No such log is enrolled or expected here; also another deployment's."""
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    TIMEOUT = "timeout"
+    """The body took too long to arrive; send it again."""
     BEHIND = "behind"
     """The segment doesn't start at the known size; ``checkpoint`` holds the known head."""
     ALREADY_ENROLLED = "already_enrolled"
@@ -90,6 +92,7 @@ STATUS: Final[dict[ProblemCode, int]] = {
     ProblemCode.NOT_FOUND: 404,
     ProblemCode.UNKNOWN_LOG: 404,
     ProblemCode.METHOD_NOT_ALLOWED: 405,
+    ProblemCode.TIMEOUT: 408,
     ProblemCode.BEHIND: 409,
     ProblemCode.ALREADY_ENROLLED: 409,
     ProblemCode.TOO_LARGE: 413,
