@@ -1,0 +1,258 @@
+"""``keyturn-agent``: enrol a host, run the agent, ask how it is. The only module that ends the process."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from keyturn_agent import __version__
+from keyturn_agent.client import HttpVerifier
+from keyturn_agent.clock import SimulatedClock, StopFlag, SystemClock, SystemRandom
+from keyturn_agent.config import Config
+from keyturn_agent.courier import Courier
+from keyturn_agent.daemon import Daemon
+from keyturn_agent.enroll import enroll
+from keyturn_agent.enrolment import check_url, read_trust
+from keyturn_agent.errors import AgentError, RefusedError, UsageError
+from keyturn_agent.ports import Clock
+from keyturn_agent.recording import read_recording
+from keyturn_agent.sources.replay import ReplaySource
+from keyturn_agent.status import describe, read_status
+from keyturn_agent.store import Store
+from keyturn_protocol.canonical import encode
+from keyturn_protocol.errors import ProtocolError
+
+FINE: Final = 0
+REJECTED: Final = 1
+USAGE: Final = 2
+UNDECIDED: Final = 3
+TOKEN_ENV: Final = "KEYTURN_JOIN_TOKEN"  # noqa: S105 -- the name of a variable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 fine, 1 rejected, 2 usage, 3 could not decide."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="keyturn-agent: %(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for level, name in ((logging.WARNING, "warning"), (logging.INFO, "info"), (logging.ERROR, "error")):
+        logging.addLevelName(level, name)
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    try:
+        status: int = arguments.command(arguments)
+    except AgentError as error:
+        _complain(str(error), error.hint)
+        return REJECTED if isinstance(error, RefusedError) else USAGE if isinstance(error, UsageError) else UNDECIDED
+    except ProtocolError as error:
+        _complain(str(error), None)
+        return UNDECIDED
+    except BrokenPipeError:
+        # Whoever read our results has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    return status
+
+
+def _complain(message: str, hint: str | None) -> None:
+    print(f"keyturn-agent: error: {message}", file=sys.stderr)
+    if hint is not None:
+        print(f"keyturn-agent: hint: {hint}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keyturn-agent", description="Meters the GPUs of this host into a signed, append-only log."
+    )
+    parser.add_argument("--version", action="version", version=f"keyturn-agent {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    state = argparse.ArgumentParser(add_help=False)
+    state.add_argument("--state", type=Path, required=True, metavar="DIR", help="the state folder of this host")
+
+    join = commands.add_parser("enroll", parents=[state], help="enrol this host with a verifier, once")
+    join.add_argument("--verifier", required=True, metavar="URL")
+    join.add_argument("--trust", type=Path, required=True, metavar="FILE", help="the verifier's keys, out of band")
+    token = join.add_mutually_exclusive_group()
+    token.add_argument("--token", help=f"join token; others on this host may see it, better: {TOKEN_ENV}")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the join token")
+    _add_source(join)
+    join.add_argument("--timeout", type=_positive, default=30, metavar="SECONDS", help="default: %(default)s")
+    join.add_argument("--json", action="store_true", help="result as JSON")
+    join.set_defaults(command=_enroll)
+
+    run = commands.add_parser("run", parents=[state], help="run the agent")
+    _add_source(run)
+    _add_replay(run)
+    run.add_argument("--interval", type=_positive, default=10, metavar="SECONDS", help="of a usage entry; 10")
+    run.add_argument("--checkpoint-every", type=_positive, default=300, metavar="SECONDS", help="300")
+    run.add_argument("--heartbeat-every", type=_positive, default=60, metavar="SECONDS", help="60")
+    run.add_argument("--jitter", type=_natural, metavar="SECONDS", help="before each upload; 30, 0 in simulated time")
+    run.add_argument("--timeout", type=_positive, default=30, metavar="SECONDS", help="of one exchange; 30")
+    run.add_argument("--drain", type=_natural, default=30, metavar="SECONDS", help="wait for receipts at the end; 30")
+    run.add_argument("--incarnation-every", type=_natural, default=600, metavar="SECONDS", help=argparse.SUPPRESS)
+    run.set_defaults(command=_run)
+
+    ask = commands.add_parser("status", parents=[state], help="how this host's log is doing")
+    ask.add_argument("--json", action="store_true", help="result as JSON")
+    ask.set_defaults(command=_status)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", choices=["replay", "nvml"], default="replay", help="where readings come from")
+    parser.add_argument("--recording", type=Path, metavar="FILE", help="what --source replay plays")
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    replay = parser.add_argument_group("replay")
+    pace = replay.add_mutually_exclusive_group()
+    pace.add_argument("--fast", action="store_true", help="simulated time, as fast as it goes; ends with the recording")
+    pace.add_argument("--speed", type=_positive, metavar="N", help="simulated time, N seconds in one")
+    replay.add_argument("--start", type=_moment, metavar="TIME", help="simulated time starts here (ISO 8601 or epoch)")
+    replay.add_argument("--until-end", action="store_true", help="end with the recording")
+    replay.add_argument("--loop", type=_positive, default=1, metavar="N", help="play the recording N times")
+    replay.add_argument("--duration", type=_positive, metavar="SECONDS", help="end after so much recorded time")
+    replay.add_argument("--label", metavar="ID", help="put before each chip's uuid")
+
+
+def _positive(text: str) -> int:
+    return _number(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} (got {text!r})")
+    return int(text)
+
+
+def _moment(text: str) -> int:
+    """UTC µs out of ISO 8601 or of POSIX seconds; a time without a zone is UTC."""
+    if text.isascii() and text.isdigit():
+        seconds = int(text)
+    else:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be ISO 8601 or POSIX seconds (got {text!r})") from None
+        seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    if not 0 <= seconds < 2**33:
+        raise argparse.ArgumentTypeError(f"must be a time from 1970 on (got {text!r})")
+    return seconds * 1_000_000
+
+
+def _check_source(arguments: argparse.Namespace) -> None:
+    if arguments.source == "nvml":
+        raise UsageError(
+            "no_source",
+            "--source nvml: this version meters recordings only",
+            hint="use --source replay --recording FILE",
+        )
+
+
+def _token(arguments: argparse.Namespace) -> str:
+    """The join token, from where it was given; it is never printed."""
+    token = arguments.token
+    if token is None and arguments.token_file is not None:
+        try:
+            token = arguments.token_file.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError("no_token", f"--token-file: {error}") from None
+    if token is None:
+        token = os.environ.get(TOKEN_ENV)
+    if token is None or not token.strip():
+        raise UsageError("no_token", f"a join token is needed: {TOKEN_ENV}, --token-file or --token")
+    if len(token) > 256 or not token.strip().isascii():
+        raise UsageError("no_token", "the join token is not one (expected up to 256 ASCII characters)")
+    return str(token).strip()
+
+
+def _enroll(arguments: argparse.Namespace) -> int:
+    _check_source(arguments)
+    url, pinned, token = check_url(arguments.verifier), read_trust(arguments.trust), _token(arguments)
+    if arguments.recording is not None:
+        read_recording(arguments.recording)
+    enrolment = enroll(
+        arguments.state,
+        url,
+        token,
+        pinned,
+        arguments.source,
+        verifier=HttpVerifier(url, arguments.timeout),
+        clock=SystemClock(),
+        random=SystemRandom(),
+        patience_s=arguments.timeout,
+    )
+    if arguments.json:
+        print(encode(enrolment).decode())
+    else:
+        print(f"enrolled {enrolment.deployment}/node/{enrolment.node_id}/1")
+        print(f"organisation {enrolment.organisation}, site {enrolment.site}")
+    return FINE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check_source(arguments)
+    if arguments.recording is None:
+        raise UsageError("no_recording", "--recording: needed with --source replay")
+    simulated = arguments.fast or arguments.speed is not None
+    if arguments.start is not None and not simulated:
+        raise UsageError("bad_flag", "--start: only in simulated time (--fast or --speed)")
+    recording = read_recording(arguments.recording)
+    random = SystemRandom()
+
+    def make_clock(newest_us: int) -> Clock:
+        if not simulated:
+            return SystemClock()
+        start_us = time.time_ns() // 1000 if arguments.start is None else arguments.start
+        # Simulated time doesn't go back either.
+        return SimulatedClock(max(start_us, newest_us), random.uuid4(), arguments.speed)
+
+    store, clock = Store.open(arguments.state, make_clock, int(time.time()))
+    try:
+        if store.enrolment.source != arguments.source:
+            raise UsageError("wrong_source", f"--source: this host is enrolled with {store.enrolment.source}")
+        source = ReplaySource(
+            recording,
+            clock.now().mono_us,
+            loops=arguments.loop,
+            duration_us=None if arguments.duration is None else arguments.duration * 1_000_000,
+            label=arguments.label,
+            until_end=arguments.until_end or arguments.fast,
+        )
+        default_jitter = 0 if simulated else 30
+        config = Config(
+            interval_us=arguments.interval * 1_000_000,
+            checkpoint_us=arguments.checkpoint_every * 1_000_000,
+            heartbeat_us=arguments.heartbeat_every * 1_000_000,
+            jitter_s=default_jitter if arguments.jitter is None else arguments.jitter,
+            timeout_s=arguments.timeout,
+            drain_s=arguments.drain,
+            incarnation_s=arguments.incarnation_every,
+        )
+        verifier = HttpVerifier(store.enrolment.verifier, config.timeout_s)
+        courier = Courier(verifier, store.pinned.receipt_key, store.pinned.log_key, random, jitter_s=config.jitter_s)
+        stop = StopFlag()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.request())
+        receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time())).run()
+        return FINE if receipted or stop.requested else UNDECIDED
+    finally:
+        store.close()
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    status = read_status(arguments.state)
+    print(encode(status).decode() if arguments.json else describe(status))
+    return FINE

@@ -1,0 +1,94 @@
+"""Clocks, and the wish to stop that cuts a wait short."""
+
+import os
+import secrets
+import select
+import time
+import uuid
+from pathlib import Path
+from typing import Final
+
+from keyturn_agent.ports import Moment, Stop
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class StopFlag:
+    """A :class:`~keyturn_agent.ports.Stop` that a signal handler may set.
+
+    A pipe rather than a ``threading.Event``: setting an event takes a lock, and a handler runs in the very
+    thread that may hold it.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._out, self._in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    @property
+    def requested(self) -> bool:
+        return self._requested
+
+    def request(self) -> None:
+        """Ask for the end; safe in a signal handler and more than once."""
+        if not self._requested:
+            self._requested = True
+            os.write(self._in, b"\0")
+
+    def wait(self, seconds: float) -> None:
+        if not self._requested and seconds > 0:
+            select.select([self._out], [], [], seconds)
+
+
+class SystemClock:
+    """The host's clocks: CLOCK_BOOTTIME, which counts while the host sleeps, and the wall clock."""
+
+    @property
+    def boot_id(self) -> str:
+        return _BOOT_ID.read_text().strip()
+
+    def now(self) -> Moment:
+        return Moment(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000, time.time_ns() // 1000)
+
+    def wait_until(self, mono_us: int, stop: Stop) -> None:
+        stop.wait((mono_us - self.now().mono_us) / 1e6)
+
+
+class SimulatedClock:
+    """A clock that advances only by waiting, for replays.
+
+    :param time_us: where the wall clock starts; CLOCK_BOOTTIME starts at 0.
+    :param boot_id: a fresh one for each start, as a simulated boot is.
+    :param speed: simulated seconds in a real one; None doesn't wait at all.
+    """
+
+    def __init__(self, time_us: int, boot_id: str, speed: int | None = None) -> None:
+        self._start_us = time_us
+        self._boot_id = boot_id
+        self._speed = speed
+        self._mono_us = 0
+
+    @property
+    def boot_id(self) -> str:
+        return self._boot_id
+
+    def now(self) -> Moment:
+        return Moment(self._mono_us, self._start_us + self._mono_us)
+
+    def wait_until(self, mono_us: int, stop: Stop) -> None:
+        if mono_us <= self._mono_us or stop.requested:
+            return
+        if self._speed is not None:
+            stop.wait((mono_us - self._mono_us) / 1e6 / self._speed)
+            if stop.requested:
+                return
+        self._mono_us = mono_us
+
+
+class SystemRandom:
+    """Randomness of the operating system."""
+
+    def uuid4(self) -> str:
+        return str(uuid.uuid4())
+
+    def fraction_ppm(self) -> int:
+        return secrets.randbelow(1_000_000)

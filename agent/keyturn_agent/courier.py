@@ -1,0 +1,244 @@
+"""Carries sealed segments to the verifier, in a thread of its own: a network that hangs never delays metering."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from keyturn_agent.errors import DamagedError, StoreError, UnreachableError
+from keyturn_agent.ports import Answer, Random, Verifier
+from keyturn_agent.spool import Spool, Upload
+from keyturn_agent.uploader import Ended, Keys, Outcome, Progress, Receipted, Resume, Retry, RolledBack, judge
+from keyturn_protocol.checkpoint import open_checkpoint
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.keys import VerifierKey
+from keyturn_protocol.note import Note, find, parse_note
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_EVERY_S = 60.0
+_QUOTE_BYTES = 16 * 1024
+"""A heartbeat quotes a larger note only with the log's own signature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The daemon should leave the log ``origin`` for the next incarnation."""
+
+    origin: str
+    reason: Literal["rejected", "rollback", "damaged"]
+    why: str
+
+
+class Courier:
+    """The upload of one log after another. ``carry`` starts on a log; ``wake`` says that there may be more."""
+
+    def __init__(
+        self, verifier: Verifier, receipt_key: VerifierKey, log_key: VerifierKey, random: Random, jitter_s: int
+    ) -> None:
+        self._verifier = verifier
+        self._receipt_key = receipt_key
+        self._log_key = log_key
+        self._random = random
+        self._jitter_s = jitter_s
+        self._changed = threading.Condition()
+        self._spool: Spool | None = None
+        self._keys: Keys | None = None
+        self._progress = Progress(0)
+        self._leave: Leave | None = None
+        self._hurry = self._stop = False
+        self._more = False
+        self._last_error: str | None = None
+        self._quote: tuple[int, str] | None = None
+        self._quoted_at = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+
+    # -- for the daemon's thread
+
+    def carry(self, spool: Spool, node_key: VerifierKey) -> None:
+        """From here on upload this log, from the first entry that has no receipt."""
+        with self._changed:
+            self._spool, self._keys = spool, Keys(node_key, self._receipt_key)
+            self._progress, self._leave, self._more = Progress(spool.receipted), None, True
+            self._changed.notify_all()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was sealed."""
+        with self._changed:
+            self._more = True
+            self._changed.notify_all()
+
+    def leave(self) -> Leave | None:
+        """Whether the log is to be left, and why."""
+        with self._changed:
+            return self._leave
+
+    @property
+    def alive(self) -> bool:
+        """False when the thread met an error that nobody expected; it was printed."""
+        return self._thread.is_alive()
+
+    @property
+    def last_error(self) -> str | None:
+        with self._changed:
+            return self._last_error
+
+    @property
+    def verifier_checkpoint(self) -> str | None:
+        """The newest checkpoint of the verifier's log that was verified with the pinned key."""
+        with self._changed:
+            return None if self._quote is None else self._quote[1]
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until everything sealed is receipted, at most so long; returns whether it is."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            self._hurry = self._more = True
+            self._changed.notify_all()
+            while not self._done() and self._leave is None:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+            return self._done()
+
+    def stop(self) -> None:
+        """End the thread; one exchange that hangs is left behind, it can't do harm."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1)
+
+    def _done(self) -> bool:
+        return self._spool is not None and self._progress.position >= self._spool.end
+
+    # -- the courier's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._more and not self._stop:
+                    self._changed.wait()
+                if self._stop:
+                    return
+                self._more = False
+            self._pause(self._random.fraction_ppm() / 1e6 * self._jitter_s)
+            while self._step():
+                pass
+            self._fetch_checkpoint()
+
+    def _step(self) -> bool:
+        """One exchange; returns whether to go on."""
+        with self._changed:
+            spool, keys, progress = self._spool, self._keys, self._progress
+            if spool is None or keys is None or self._stop or self._leave is not None:
+                return False
+        try:
+            upload = spool.upload(progress.position)
+            if upload is None:
+                return False
+            outcome = self._send(upload, spool, keys)
+            outcome = self._keep(outcome, upload, spool)
+        except DamagedError as error:
+            self._ask_to_leave(keys, "damaged", str(error))
+            return False
+        self._settle(outcome, progress.after(outcome, upload.end), keys)
+        return True
+
+    def _send(self, upload: Upload, spool: Spool, keys: Keys) -> Outcome:
+        try:
+            answer: Answer = self._verifier.send_segment(upload.frame())
+        except UnreachableError as error:
+            return Retry(str(error), 0, alarm=False)
+        return judge(answer, upload.text, keys, spool.root_at, spool.end)
+
+    def _keep(self, outcome: Outcome, upload: Upload, spool: Spool) -> Outcome:
+        """Put the receipt on disk before it counts; if that fails it is asked for again."""
+        try:
+            match outcome:
+                case Receipted(receipt=receipt):
+                    spool.add_receipt(upload.start, upload.end, receipt)
+                case Resume(size=size, receipt=bytes() as receipt):
+                    if (start := spool.start_of(size)) is not None:
+                        spool.add_receipt(start, size, receipt)
+                case _:
+                    pass
+        except StoreError as error:
+            return Retry(str(error), 0, alarm=True)
+        return outcome
+
+    def _settle(self, outcome: Outcome, progress: Progress, keys: Keys) -> None:
+        wait_s = progress.wait_s(self._random.fraction_ppm())
+        with self._changed:
+            if self._keys is not keys:
+                return
+            self._progress = progress
+            if isinstance(outcome, Receipted | Resume):
+                self._last_error = None
+            self._changed.notify_all()
+        match outcome:
+            case Receipted():
+                return
+            case Resume(size=size):
+                logger.info("the verifier has %d entries; going on from there", size)
+            case Retry(why=why, after_s=after_s, alarm=alarm):
+                wait_s = max(wait_s, after_s)
+                self._fail(why, logging.ERROR if alarm else logging.WARNING, wait_s)
+            case RolledBack(why=why):
+                self._ask_to_leave(keys, "rollback", why)
+                return
+            case Ended(why=why):
+                if progress.is_final(outcome):
+                    self._ask_to_leave(keys, "rejected", why)
+                    return
+                self._fail(why, logging.ERROR, wait_s)
+        self._pause(wait_s)
+
+    def _fail(self, why: str, level: int, wait_s: float) -> None:
+        logger.log(level, "upload: %s; next try in %.0f s", why, wait_s)
+        with self._changed:
+            self._last_error = why
+
+    def _ask_to_leave(self, keys: Keys, reason: Literal["rejected", "rollback", "damaged"], why: str) -> None:
+        logger.error("this log has ended (%s): %s", reason, why)
+        with self._changed:
+            self._last_error = why
+            self._leave = Leave(keys.node.name, reason, why)
+            self._changed.notify_all()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; the end of the process cuts it short, and a drain cuts the jitter but not a backoff."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not self._stop and (left := deadline - time.monotonic()) > 0:
+                if self._hurry and not self._progress.failures:
+                    return
+                self._changed.wait(left)
+
+    def _fetch_checkpoint(self) -> None:
+        """Look at the head of the verifier's own log, now and then."""
+        if time.monotonic() - self._quoted_at < _CHECKPOINT_EVERY_S:
+            return
+        try:
+            answer = self._verifier.log_checkpoint()
+            if answer.status != 200:
+                return
+            note = parse_note(answer.body)
+            head = open_checkpoint(note, self._log_key)
+        except UnreachableError:
+            return
+        except ProtocolError as error:
+            logger.error("the checkpoint of the verifier's log is not valid under the pinned key: %s", error)
+            return
+        if len(answer.body) > _QUOTE_BYTES and (own := find(note, self._log_key)) is not None:
+            note = Note(note.text, (own,))
+        with self._changed:
+            self._quoted_at = time.monotonic()
+            if self._quote is None or self._quote[0] <= head.size:
+                self._quote = (head.size, note.to_bytes().decode())
+            else:
+                logger.error("the verifier's log shrank: had %d leaves, now %d", self._quote[0], head.size)

@@ -1,0 +1,199 @@
+"""The loop of the agent: sample, write entries, seal. Uploads happen beside it, in the courier's thread."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from keyturn_agent.attribution import Workloads
+from keyturn_agent.config import Config
+from keyturn_agent.courier import Courier
+from keyturn_agent.errors import StoreError
+from keyturn_agent.losses import Losses
+from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
+from keyturn_agent.sampler import Sampler
+from keyturn_agent.status import Live, write_live
+from keyturn_agent.store import Store
+from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, ShutdownBody
+
+logger = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One run of the agent over an open store.
+
+    :param real_s: the host's real time, which guards against incarnations without end; also in a replay.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: GpuSource,
+        clock: Clock,
+        courier: Courier,
+        stop: Stop,
+        config: Config,
+        real_s: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._clock = clock
+        self._courier = courier
+        self._stop = stop
+        self._config = config
+        self._real_s = real_s
+        self._inventory = source.inventory()
+        now = clock.now()
+        self._anchor_us = now.time_us - now.mono_us
+        chips = len(self._inventory.chips)
+        self._sampler = Sampler(chips, config.interval_us, self._anchor_us)
+        self._losses = Losses(chips)
+        self._workloads = Workloads(source.declared)
+        self._unreadable: list[int] = []
+        self._seal_at_us = now.mono_us + config.checkpoint_us
+        self._beat_at_us = now.mono_us
+
+    def run(self) -> bool:
+        """Meter until the source ends or a stop is asked for; returns whether everything was receipted.
+
+        :raises StoreError: the disk failed; nothing was signed that isn't kept.
+        """
+        self._courier.start()
+        self._carry()
+        try:
+            self._write([self._inventory])
+            reason = self._meter()
+            self._shut_down(reason)
+            return self._drain()
+        finally:
+            self._courier.stop()
+
+    # -- metering
+
+    def _meter(self) -> str:
+        """The loop; returns why it ended."""
+        while True:
+            sample_at_us = self._source.due_us(self._clock.now().mono_us)
+            if sample_at_us is None:
+                self._write(self._sampler.flush())
+                self._write(self._workloads.end("the recording ended"))
+                return "the recording ended"
+            self._clock.wait_until(min(sample_at_us, self._seal_at_us, self._beat_at_us), self._stop)
+            if self._stop.requested:
+                self._write(self._sampler.flush())
+                return "stopped by the operator"
+            now_us = self._clock.now().mono_us
+            self._check_clock()
+            if now_us >= sample_at_us:
+                self._take(self._source.read(now_us))
+            if now_us >= self._beat_at_us:
+                self._beat_at_us = now_us + self._config.heartbeat_us
+                self._write([HeartbeatBody(verifier_checkpoint=self._courier.verifier_checkpoint)])
+            if now_us >= self._seal_at_us:
+                self._checkpoint()
+            self._follow_verifier()
+
+    def _take(self, sample: Sample) -> None:
+        last_us = self._sampler.last_mono_us
+        step = self._sampler.add(sample)
+        changes = self._workloads.see(sample)
+        bodies: list[Body] = [*step.before]
+        if last_us is not None:
+            bodies += self._losses.see(last_us + self._anchor_us, sample.mono_us + self._anchor_us, step.spans)
+        self._unreadable = [chip for chip, reading in enumerate(sample.chips) if reading is None]
+        self._write([*bodies, *changes, *step.after])
+        if changes:
+            # A workload comes or goes: the head says so without delay.
+            self._checkpoint()
+
+    def _check_clock(self) -> None:
+        """Write down that the wall clock was set, if it was."""
+        now = self._clock.now()
+        anchor_us = now.time_us - now.mono_us
+        step_us = anchor_us - self._anchor_us
+        if abs(step_us) < self._config.clock_step_us:
+            return
+        logger.warning("the wall clock moved by %d us", step_us)
+        self._anchor_us = anchor_us
+        step = ClockStepBody(before_us=now.time_us - step_us, after_us=now.time_us, step_us=step_us)
+        self._losses.step_clock(step_us)
+        self._write([*self._sampler.step_clock(anchor_us), step])
+
+    # -- the log
+
+    def _write(self, bodies: Sequence[Body]) -> None:
+        if not bodies:
+            return
+        before = self._store.log.sealed
+        self._store.log.append(bodies, self._store.stamp(self._clock))
+        if self._store.log.sealed != before:
+            self._courier.wake()
+
+    def _checkpoint(self) -> None:
+        """Say what is still missing, seal, and tell the courier."""
+        now = self._clock.now()
+        self._seal_at_us = now.mono_us + self._config.checkpoint_us
+        self._write(self._losses.so_far(now.mono_us + self._anchor_us))
+        if self._store.log.seal():
+            self._courier.wake()
+        self._say()
+
+    def _follow_verifier(self) -> None:
+        """Leave the log if the verifier doesn't take it any more, and go on in the next incarnation."""
+        if not self._courier.alive:
+            raise StoreError("courier", "the upload thread ended; see the log for its error")
+        leave = self._courier.leave()
+        now_s = self._real_s()
+        if leave is None or not self._store.may_open_next(now_s, self._config.incarnation_s):
+            return
+        # What was measured so far belongs to the log that is left: its bytes are kept.
+        self._write(self._sampler.flush())
+        self._store.log.seal()
+        self._store.next_incarnation(leave.reason, leave.why, self._store.stamp(self._clock), now_s)
+        logger.warning("opened %s (%s)", self._store.log.name.origin, leave.reason)
+        self._carry()
+        self._write([self._inventory, *self._workloads.present()])
+        self._checkpoint()
+
+    def _carry(self) -> None:
+        self._courier.carry(self._store.log.spool, self._store.log.key)
+
+    def _say(self) -> None:
+        log = self._store.log
+        write_live(
+            self._store.folder,
+            Live(
+                v=1,
+                time_us=self._clock.now().time_us,
+                origin=log.name.origin,
+                size=log.size,
+                sealed=log.sealed,
+                chips=[chip.uuid for chip in self._inventory.chips],
+                unreadable=self._unreadable,
+                workloads=[body.id for body in self._workloads.present()],
+                last_error=self._courier.last_error,
+            ),
+        )
+
+    # -- the end
+
+    def _shut_down(self, reason: str) -> None:
+        self._write(self._losses.so_far(self._clock.now().mono_us + self._anchor_us))
+        self._write([ShutdownBody(reason=reason)])
+        self._checkpoint()
+
+    def _drain(self) -> bool:
+        """Wait for the receipts that are owed; a log that ends meanwhile is followed once."""
+        done = self._courier.drain(self._config.drain_s)
+        if not done and self._courier.leave() is not None:
+            before = self._store.incarnation
+            self._follow_verifier()
+            if self._store.incarnation != before:
+                self._shut_down("the log before this one ended")
+                done = self._courier.drain(self._config.drain_s)
+        self._say()
+        if not done:
+            logger.warning(
+                "%d of %d entries are not receipted yet; they are kept and sent at the next start",
+                self._store.log.sealed - self._store.log.spool.receipted,
+                self._store.log.sealed,
+            )
+        return done

@@ -1,0 +1,106 @@
+"""What a host is told once: which verifier, under which keys, and what it is called there."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from keyturn_agent.errors import UsageError
+from keyturn_protocol.api import Trust
+from keyturn_protocol.canonical import Hex32, Record, decode
+from keyturn_protocol.entries import GenesisBody, Previous, Source
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import deployment, log_origin, receipt_name
+from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
+from keyturn_protocol.limits import TRUST_BYTES
+
+from keyturn_agent.identity import __version__, code_sha256  # isort: skip
+
+
+class Enrolment(Record, frozen=True, kw_only=True):
+    """The file ``config.json`` of a state folder; written last, so that it stands for all of them."""
+
+    v: Literal[1]
+    deployment: str
+    node_id: str
+    public_key: Hex32
+    verifier: str
+    source: Source
+    organisation: str
+    site: str
+    trust_sha256: Hex32
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The verifier's keys out of ``trust.json``, checked."""
+
+    data: bytes
+    deployment: str
+    log_key: VerifierKey
+    receipt_key: VerifierKey
+
+    @property
+    def sha256(self) -> str:
+        return sha256(self.data).hexdigest()
+
+
+def parse_trust(data: bytes, name: str) -> Pinned:
+    """Check a trust file: canonical, and each key named and typed for its purpose.
+
+    :raises UsageError: ``bad_trust``.
+    """
+    try:
+        trust: Trust = decode(data, Trust, limit=TRUST_BYTES)
+        place = deployment(trust.deployment)
+        log_key, receipt_key = parse_vkey(trust.log_vkey), parse_vkey(trust.receipt_vkey)
+    except ProtocolError as error:
+        raise UsageError("bad_trust", f"{name}: {error}") from error
+    for key, key_name, kind in (
+        (log_key, log_origin(place), SignatureType.ED25519),
+        (receipt_key, receipt_name(place), SignatureType.COSIGNATURE_ED25519),
+    ):
+        if key.name != key_name or key.kind is not kind:
+            raise UsageError(
+                "bad_trust", f"{name}: expected an {kind.name} key called {key_name} (got {key.kind.name} {key.name})"
+            )
+    if log_key.public_key == receipt_key.public_key:
+        raise UsageError("bad_trust", f"{name}: log and receipts have one key; each purpose has its own")
+    return Pinned(data, place, log_key, receipt_key)
+
+
+def read_trust(path: Path) -> Pinned:
+    """:func:`parse_trust` of a file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(TRUST_BYTES + 1)
+    except OSError as error:
+        raise UsageError("no_trust", f"reading the trust file: {error}") from error
+    return parse_trust(data, str(path))
+
+
+def check_url(text: str) -> str:
+    """A verifier's base URL, without a slash at its end.
+
+    :raises UsageError: ``bad_url``; also for credentials in it, which would end up in logs.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError("bad_url", f"--verifier: expected a URL such as https://verifier.example.org (got {text})")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("bad_url", "--verifier: a URL with a user or password in it is not accepted")
+    return text.rstrip("/")
+
+
+def genesis(public_key: bytes, source: Source, trust_sha256: str, previous: Previous | None) -> GenesisBody:
+    """The first entry of a log by this code."""
+    return GenesisBody(
+        agent_version=__version__,
+        agent_sha256=code_sha256(),
+        source=source,
+        public_key=public_key.hex(),
+        trust_sha256=trust_sha256,
+        root_sha256=None,
+        previous=previous,
+    )

@@ -1,0 +1,34 @@
+"""What can go wrong in the agent. Types say what to do about it, codes and messages say what it was."""
+
+
+class AgentError(Exception):
+    """Root of the agent's own errors.
+
+    :param code: stable, for programs.
+    :param hint: what the reader can do about it, or None.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+class UsageError(AgentError):
+    """The caller gave something that can't be used: a flag, a recording, a trust file."""
+
+
+class RefusedError(AgentError):
+    """The verifier, or this state folder, says no; trying again changes nothing."""
+
+
+class UnreachableError(AgentError):
+    """The network or the verifier didn't answer; trying again later may help."""
+
+
+class StoreError(AgentError):
+    """The disk didn't do what was asked. The process has to end: only a fresh start knows what is on disk."""
+
+
+class DamagedError(StoreError):
+    """Bytes under a signed head are not what was signed: this log can't go on."""

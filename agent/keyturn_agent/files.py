@@ -1,0 +1,87 @@
+"""The few ways in which the agent writes files, each with what survives a crash."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keyturn_agent.errors import StoreError
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+TEMPORARY = ".tmp"
+"""Ending of a file that isn't whole yet; left over ones mean nothing and may be removed."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say what was being done when the disk failed.
+
+    :raises StoreError: for every OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError("disk", f"{what}: {error}") from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """After this, renames and new names in ``folder`` survive."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data``; the system may take it in parts."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(path.name + TEMPORARY)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+    try:
+        write_all(fd, data)
+        # After this fsync the bytes survive, under a name that nobody reads.
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return temporary
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``: a crash leaves the old content or the new, whole."""
+    temporary = _write_temporary(path, data)
+    temporary.rename(path)
+    # After this fsync the new content survives under its name.
+    fsync_folder(path.parent)
+
+
+def create(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``, which must not exist: a crash leaves nothing or the whole.
+
+    :raises FileExistsError: and what is there stays as it is.
+    """
+    temporary = _write_temporary(path, data)
+    try:
+        # A link, unlike a rename, fails where something is already (the O_EXCL of whole files).
+        path.hardlink_to(temporary)
+    finally:
+        temporary.unlink()
+    # After this fsync the file survives.
+    fsync_folder(path.parent)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Like :func:`replace` but without waiting for the disk: for what may be lost."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+    try:
+        write_all(fd, data)
+    finally:
+        os.close(fd)
+    temporary.rename(path)

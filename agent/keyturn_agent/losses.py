@@ -1,0 +1,101 @@
+"""What isn't measured, and why: ``degraded`` when a loss begins, ``gap`` when it ends and at each checkpoint. Pure.
+
+These entries explain. How much is missing comes from the usage entries, which show it as samples 0 or not at all.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from keyturn_agent.sampler import RESET, Lost, Span
+from keyturn_protocol.entries import FIELDS, DegradedBody, GapBody, Slug
+from keyturn_protocol.limits import TEXT_CHARS
+
+FIELDS_LOST: Final[Slug] = "fields_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A loss that goes on: since when (UTC), and why."""
+
+    from_us: int
+    cause: Slug
+
+
+class Losses:
+    """The losses of all chips of one inventory."""
+
+    def __init__(self, chips: int) -> None:
+        self._chips = chips
+        self._open: dict[int, _Open] = {}
+        self._measured: list[tuple[bool, ...] | None] = [None] * chips
+
+    def see(self, from_us: int, to_us: int, spans: Sequence[Span | Lost]) -> list[GapBody | DegradedBody]:
+        """The spans of one sample, between two moments of UTC."""
+        ended: list[tuple[int, _Open]] = []
+        begun: dict[Slug, list[int]] = {}
+        for chip, span in enumerate(spans):
+            known = self._open.get(chip)
+            cause = span.cause if isinstance(span, Lost) else None
+            if known is not None and known.cause != cause:
+                ended.append((chip, self._open.pop(chip)))
+                known = None
+            if cause is not None and known is None:
+                self._open[chip] = _Open(from_us, cause)
+                if cause != RESET:
+                    begun.setdefault(cause, []).append(chip)
+        bodies: list[GapBody | DegradedBody] = list(self._gaps(ended, from_us))
+        for cause, chips in begun.items():
+            bodies.append(_degraded(cause, self._name(chips)))
+        if fields := self._fields_lost(spans):
+            bodies.append(_degraded(FIELDS_LOST, fields))
+        # A reset is over with its span.
+        resets = [(chip, self._open.pop(chip)) for chip in sorted(self._open) if self._open[chip].cause == RESET]
+        return [*bodies, *self._gaps(resets, to_us)]
+
+    def so_far(self, now_us: int) -> list[GapBody]:
+        """The losses that go on, up to ``now_us`` (UTC); each call's gaps contain those of the call before."""
+        return self._gaps(sorted(self._open.items()), now_us)
+
+    def step_clock(self, step_us: int) -> None:
+        """The wall clock was set; the losses that go on began at the same moment as before, under another name."""
+        self._open = {chip: replace(loss, from_us=max(0, loss.from_us + step_us)) for chip, loss in self._open.items()}
+
+    def _fields_lost(self, spans: Sequence[Span | Lost]) -> str:
+        lines: list[str] = []
+        for chip, span in enumerate(spans):
+            if isinstance(span, Lost):
+                continue
+            now = tuple(value is not None for value in (*span.sums, *span.maxima))
+            before = self._measured[chip]
+            if before is not None:
+                lost = [f for f, had, has in zip(FIELDS, before, now, strict=True) if had and not has]
+                if lost:
+                    lines.append(f"chip {chip}: {', '.join(lost)}")
+            self._measured[chip] = now
+        return "; ".join(lines)
+
+    def _gaps(self, losses: Iterable[tuple[int, _Open]], to_us: int) -> list[GapBody]:
+        groups: dict[_Open, list[int]] = {}
+        for chip, loss in losses:
+            groups.setdefault(loss, []).append(chip)
+        return [
+            GapBody(
+                chips=None if len(chips) == self._chips else chips,
+                from_us=loss.from_us,
+                to_us=max(loss.from_us, to_us),
+                cause=loss.cause,
+                detail=None,
+            )
+            for loss, chips in groups.items()
+        ]
+
+    def _name(self, chips: Sequence[int]) -> str:
+        if len(chips) == self._chips:
+            return "no chip can be read"
+        return "cannot be read: chip " + ", ".join(map(str, chips))
+
+
+def _degraded(cause: Slug, detail: str) -> DegradedBody:
+    short = detail if len(detail) <= TEXT_CHARS else detail[: TEXT_CHARS - 1] + "…"
+    return DegradedBody(cause=cause, interval_us=None, detail=short)

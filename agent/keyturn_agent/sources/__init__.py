@@ -1,0 +1,1 @@
+"""Kinds of :class:`~keyturn_agent.ports.GpuSource`, a module each."""

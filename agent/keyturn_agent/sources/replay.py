@@ -1,0 +1,130 @@
+"""A :class:`~keyturn_agent.ports.GpuSource` that plays a recording, once or over and over.
+
+No sample is skipped: a replay that runs late catches up. Where a recording starts again, counters go on from
+where they were and the first sample is left out, as it stands at the same moment as the last one before it.
+"""
+
+import msgspec
+
+from keyturn_agent.errors import UsageError
+from keyturn_agent.ports import COUNTERS, Declared, Reading, Sample
+from keyturn_agent.recording import Recording
+from keyturn_protocol.entries import Chip, InventoryBody, Source
+from keyturn_protocol.errors import ProtocolError
+
+ENDED = "recording_ended"
+"""Cause of the gap after a recording's end, for an agent that isn't told to end with it."""
+
+
+class ReplaySource:
+    """A recording as a source.
+
+    :param start_mono_us: CLOCK_BOOTTIME of the recording's first sample.
+    :param loops: how often to play it.
+    :param duration_us: stop after this much recorded time, however many loops are left; None plays all.
+    :param label: put before each chip's uuid with a hyphen, so that hosts on one recording have chips of their own.
+    :param until_end: end with the recording. Otherwise its chips can't be read any more from there on.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        start_mono_us: int,
+        *,
+        loops: int = 1,
+        duration_us: int | None = None,
+        label: str | None = None,
+        until_end: bool = True,
+        period_us: int = 1_000_000,
+    ) -> None:
+        if loops < 1:
+            raise UsageError("bad_flag", f"--loop: must be at least 1 (got {loops})")
+        self._recording = recording
+        self._start_us = start_mono_us
+        self._end_us = recording.length_us * loops
+        if duration_us is not None:
+            self._end_us = min(self._end_us, duration_us)
+        self._until_end = until_end
+        self._period_us = period_us
+        self._inventory = recording.header.inventory(_labelled(recording.header.chips, label))
+        self._declared = {w.id: Declared(w.declared_dtype, tuple(w.chips)) for w in recording.header.workloads}
+        self._growth = [_growth(recording, chip) for chip in range(len(recording.header.chips))]
+        self._loop = self._index = 0
+        self._last_us = start_mono_us
+
+    @property
+    def kind(self) -> Source:
+        return "replay"
+
+    def inventory(self) -> InventoryBody:
+        return self._inventory
+
+    def declared(self, workload: str) -> Declared | None:
+        return self._declared.get(workload)
+
+    def due_us(self, now_us: int) -> int | None:
+        offset = self._offset_us()
+        if offset <= self._end_us:
+            return self._start_us + offset
+        return None if self._until_end else max(self._last_us + self._period_us, now_us)
+
+    def read(self, now_us: int) -> Sample:
+        offset = self._offset_us()
+        if offset > self._end_us:
+            self._last_us = now_us
+            return Sample(now_us, (None,) * len(self._growth), ENDED, ())
+        recorded = self._recording.samples[self._index]
+        chips = tuple(
+            None if reading is None else self._shifted(reading, chip) for chip, reading in enumerate(recorded.chips)
+        )
+        self._last_us = self._start_us + offset
+        self._index += 1
+        if self._index == len(self._recording.samples):
+            # The seam: the last sample of one round is the first of the next.
+            self._loop, self._index = self._loop + 1, 1
+        return Sample(self._last_us, chips, recorded.error, tuple(recorded.shares))
+
+    def _offset_us(self) -> int:
+        return self._recording.length_us * self._loop + self._recording.samples[self._index].t_us
+
+    def _shifted(self, reading: Reading, chip: int) -> Reading:
+        if not self._loop:
+            return reading
+        changes = {
+            name: value + self._growth[chip][name] * self._loop
+            for name in COUNTERS
+            if (value := getattr(reading, name)) is not None
+        }
+        return msgspec.structs.replace(reading, **changes)
+
+
+def _growth(recording: Recording, chip: int) -> dict[str, int]:
+    """How much each counter of a chip grows from the recording's first value to its last."""
+    growth = {}
+    for name in COUNTERS:
+        values = [
+            value
+            for sample in recording.samples
+            if (reading := sample.chips[chip]) is not None and (value := getattr(reading, name)) is not None
+        ]
+        growth[name] = values[-1] - values[0] if values else 0
+    return growth
+
+
+def _labelled(chips: list[Chip], label: str | None) -> list[Chip]:
+    if label is None:
+        return chips
+    try:
+        return [
+            msgspec.convert(
+                msgspec.to_builtins(chip)
+                | {
+                    "uuid": f"{label}-{chip.uuid}",
+                    "parent": None if chip.parent is None else f"{label}-{chip.parent}",
+                },
+                Chip,
+            )
+            for chip in chips
+        ]
+    except (msgspec.ValidationError, ProtocolError) as error:
+        raise UsageError("bad_flag", f"--label: does not make a chip's uuid (got {label!r}): {error}") from error

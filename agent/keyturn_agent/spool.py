@@ -1,0 +1,167 @@
+"""The sealed segments of one log and their receipts: immutable files, shared by writer and uploader.
+
+The segments on disk are the spool. A file is whole or absent, so another process may read while this one writes.
+"""
+
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from keyturn_agent import files
+from keyturn_agent.errors import DamagedError
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import Hash
+from keyturn_protocol.keys import VerifierKey
+from keyturn_protocol.limits import SEGMENT_BYTES, SEGMENT_ENTRIES, UPLOAD_BYTES
+from keyturn_protocol.note import Note
+from keyturn_protocol.segment import Segment, format_segment, parse_segment, verify_head
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_NAME: Final = re.compile(r"(0|[1-9][0-9]{0,15})-([1-9][0-9]{0,15})\.(segment|receipt)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Bytes to send: entries ``start`` … ``end - 1`` under the head of size ``end``, whose text is ``text``."""
+
+    start: int
+    end: int
+    text: bytes
+    data: bytes
+
+    def frame(self) -> bytes:
+        """The bytes in a zstd frame."""
+        return compress(self.data)
+
+
+class Spool:
+    """The segments and receipts in a folder."""
+
+    def __init__(self, folder: Path, key: VerifierKey) -> None:
+        self._folder = folder
+        self._key = key
+        self._lock = threading.Lock()
+        self._ends: dict[int, int] = {}
+        self._starts: dict[int, int] = {}
+        self.receipted = 0
+        """Size of the newest head that the verifier has receipted."""
+        for path in folder.iterdir():
+            if (match := _NAME.fullmatch(path.name)) is None:
+                continue
+            start, end = int(match[1]), int(match[2])
+            if match[3] == "segment":
+                self._ends[start] = end
+                self._starts[end] = start
+            else:
+                self.receipted = max(self.receipted, end)
+
+    @property
+    def end(self) -> int:
+        """Size of the newest signed head; 0 without one."""
+        with self._lock:
+            return max(self._starts, default=0)
+
+    def waiting(self) -> tuple[int, int]:
+        """Segments and bytes on disk that have no receipt yet."""
+        with self._lock:
+            missing = [(start, end) for end, start in self._starts.items() if end > self.receipted]
+        return len(missing), sum(self._path(start, end).stat().st_size for start, end in missing)
+
+    def add(self, start: int, lines: Sequence[bytes], note: Note) -> None:
+        """Keep a segment; when this returns it survives. Doing so again changes nothing."""
+        data = format_segment(lines, note)
+        end = parse_segment(data).end
+        files.replace(self._path(start, end), compress(data))
+        with self._lock:
+            self._ends[start] = end
+            self._starts[end] = start
+
+    def add_receipt(self, start: int, end: int, receipt: bytes) -> None:
+        """Keep a receipt that was verified; when this returns it survives."""
+        with files.doing(f"writing a receipt to {self._folder}"):
+            files.replace(self._folder / f"{start}-{end}.receipt", receipt)
+        self.receipted = max(self.receipted, end)
+
+    def start_of(self, end: int) -> int | None:
+        """Where the segment under the head of size ``end`` starts; None without such a head."""
+        with self._lock:
+            return self._starts.get(end)
+
+    def root_at(self, size: int) -> Hash | None:
+        """The root of our signed head of this size, or None if we never signed one."""
+        start = self.start_of(size)
+        return None if start is None else self._load(start, size).checkpoint.root
+
+    def lines(self, start: int, end: int) -> tuple[bytes, ...] | None:
+        """The entries of one segment as they were stored; None if there is no such segment."""
+        with self._lock:
+            if self._ends.get(start) != end:
+                return None
+        return self._load(start, end).lines
+
+    def upload(self, start: int) -> Upload | None:
+        """What to send to a verifier that knows ``start`` entries: whole segments, as many as one upload may hold.
+
+        :returns: None when nothing that is signed starts there.
+        :raises DamagedError: a segment on disk isn't what was written.
+        """
+        lines: list[bytes] = []
+        last: Segment | None = None
+        size = 0
+        while (end := self._next(start + len(lines))) is not None:
+            if last is not None and end - start > SEGMENT_ENTRIES:
+                break
+            segment = self._load(start + len(lines), end)
+            size += sum(len(line) + 1 for line in segment.lines)
+            # Room for the head: a note with one Ed25519 signature is well below 4 KiB.
+            if last is not None and size > SEGMENT_BYTES - 4096:
+                break
+            lines += segment.lines
+            last = segment
+        if last is None:
+            return None
+        return Upload(start, last.end, last.note.text, format_segment(lines, last.note))
+
+    def _next(self, start: int) -> int | None:
+        with self._lock:
+            return self._ends.get(start)
+
+    def _path(self, start: int, end: int) -> Path:
+        return self._folder / f"{start}-{end}.segment"
+
+    def _load(self, start: int, end: int) -> Segment:
+        path = self._path(start, end)
+        try:
+            segment = parse_segment(decompress(path.read_bytes()))
+            verify_head(segment, self._key)
+        except (OSError, ProtocolError, zstd.ZstdError) as error:
+            raise DamagedError("damaged", f"{path}: {error}") from error
+        if (segment.start, segment.end) != (start, end):
+            raise DamagedError("damaged", f"{path}: holds entries {segment.start} to {segment.end - 1}")
+        return segment
+
+
+def compress(data: bytes) -> bytes:
+    """A zstd frame with a checksum, so that damage shows without knowing the log."""
+    return zstd.compress(
+        data, options={zstd.CompressionParameter.compression_level: 3, zstd.CompressionParameter.checksum_flag: 1}
+    )
+
+
+def decompress(frame: bytes) -> bytes:
+    """The bytes of one frame that we wrote, within the cap of a segment."""
+    if len(frame) > UPLOAD_BYTES:
+        raise zstd.ZstdError(f"frame over its cap of {UPLOAD_BYTES} bytes")
+    decompressor = zstd.ZstdDecompressor()
+    data = decompressor.decompress(frame, max_length=SEGMENT_BYTES + 1)
+    if not decompressor.eof or decompressor.unused_data:
+        raise zstd.ZstdError("not one whole frame")
+    return data

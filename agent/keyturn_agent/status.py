@@ -1,0 +1,115 @@
+"""What a state folder says about its host; can be asked while the agent runs, and without it."""
+
+from pathlib import Path
+from typing import Literal
+
+from keyturn_agent import files
+from keyturn_agent.errors import StoreError
+from keyturn_agent.log import Opened
+from keyturn_agent.spool import Spool
+from keyturn_agent.store import holder, read_enrolment
+from keyturn_protocol.canonical import Record, UInt, decode, encode
+from keyturn_protocol.entries import Source
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import Deployment, LogName, NodeId
+from keyturn_protocol.segment import node_key
+
+
+class Live(Record, frozen=True, kw_only=True):
+    """``status.json``: what the running agent last said. It may be old; ``time_us`` says how old (log time)."""
+
+    v: Literal[1]
+    time_us: UInt
+    origin: str
+    size: UInt
+    sealed: UInt
+    chips: list[str]
+    unreadable: list[UInt]
+    workloads: list[str]
+    last_error: str | None
+
+
+class Status(Record, frozen=True, kw_only=True):
+    """The answer of ``keyturn-agent status --json``. Sizes are in entries."""
+
+    node_id: str
+    origin: str
+    incarnation: UInt
+    incarnation_reason: str
+    verifier: str
+    source: Source
+    trust_sha256: str
+    running_pid: UInt | None
+    sealed: UInt
+    receipted: UInt
+    spool_segments: UInt
+    spool_bytes: UInt
+    live: Live | None
+
+
+def write_live(folder: Path, live: Live) -> None:
+    """Say how it is going. Not durable: nothing depends on it."""
+    with files.doing(f"writing {folder}/status.json"):
+        files.publish(folder / "status.json", encode(live))
+
+
+def read_status(folder: Path) -> Status:
+    """Look at a state folder without touching it.
+
+    :raises UsageError: it is not one.
+    :raises StoreError: it can't be read.
+    """
+    enrolment, _ = read_enrolment(folder)
+    try:
+        incarnation = max(int(p.name) for p in (folder / "logs").iterdir() if p.name.isdigit())
+        place = folder / "logs" / str(incarnation)
+        opened: Opened = decode((place / "opened").read_bytes(), Opened)
+        name = LogName(Deployment(enrolment.deployment), NodeId(enrolment.node_id), incarnation)
+        spool = Spool(place, node_key(name.origin, bytes.fromhex(enrolment.public_key)))
+        segments, size = spool.waiting()
+    except (OSError, ValueError, ProtocolError) as error:
+        raise StoreError("bad_state", f"reading {folder}/logs: {error}") from error
+    return Status(
+        node_id=enrolment.node_id,
+        origin=name.origin,
+        incarnation=incarnation,
+        incarnation_reason=opened.reason,
+        verifier=enrolment.verifier,
+        source=enrolment.source,
+        trust_sha256=enrolment.trust_sha256,
+        running_pid=holder(folder),
+        sealed=spool.end,
+        receipted=spool.receipted,
+        spool_segments=segments,
+        spool_bytes=size,
+        live=_read_live(folder),
+    )
+
+
+def describe(status: Status) -> str:
+    """The status for a person, a line a fact."""
+    live = status.live
+    lines = [
+        f"node       {status.node_id}",
+        f"log        {status.origin}",
+        f"opened     {status.incarnation_reason}",
+        f"verifier   {status.verifier}",
+        f"source     {status.source}",
+        f"agent      {'not running' if status.running_pid is None else f'running, process {status.running_pid}'}",
+        f"sealed     {status.sealed} entries",
+        f"receipted  {status.receipted} entries",
+        f"waiting    {status.spool_segments} segments, {status.spool_bytes} bytes",
+    ]
+    if live is not None:
+        lines.append(f"chips      {len(live.chips)}, of which {len(live.unreadable)} cannot be read")
+        lines += [f"           {chip}" for chip in live.chips]
+        lines.append(f"last error {live.last_error or 'none'}")
+    return "\n".join(lines)
+
+
+def _read_live(folder: Path) -> Live | None:
+    try:
+        live: Live = decode((folder / "status.json").read_bytes(), Live, limit=1024 * 1024)
+    except (OSError, ProtocolError):
+        return None
+    return live

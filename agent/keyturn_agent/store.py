@@ -1,0 +1,271 @@
+"""The state folder: the only place where the agent keeps anything, held by one process at a time.
+
+config.json   whose host this is (written last at enrolment)     mode 0600, as all of them
+trust.json    the pinned keys of the verifier, byte for byte
+key           the log's key
+boots.json    the kernel's boot id and our count of boots
+lock          held by the process that runs, with its id
+status.json   what it says about itself; may be lost
+logs/<n>/     the log of incarnation n, see :mod:`~keyturn_agent.log`
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from keyturn_agent import files
+from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_trust
+from keyturn_agent.errors import DamagedError, RefusedError, StoreError, UsageError
+from keyturn_agent.log import Intended, NodeLog, Opened
+from keyturn_agent.ports import Clock, Signer, Stamp
+from keyturn_agent.signer import FileSigner
+from keyturn_agent.spool import Spool
+from keyturn_protocol.canonical import Record, UInt, decode, encode
+from keyturn_protocol.entries import BootId, Previous
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import Deployment, LogName, NodeId
+from keyturn_protocol.limits import TEXT_CHARS
+from keyturn_protocol.merkle import EMPTY_ROOT
+from keyturn_protocol.segment import node_key
+
+logger = logging.getLogger(__name__)
+
+Reason = Literal["rejected", "rollback", "damaged"]
+_FILE_BYTES: Final = 128 * 1024
+
+
+class Boots(Record, frozen=True, kw_only=True):
+    """The file ``boots.json``."""
+
+    v: Literal[1]
+    boot_id: BootId
+    boots: UInt
+
+
+class FolderLock:
+    """The right to write in a state folder; the kernel takes it back when the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """:raises RefusedError: another process has it."""
+        with files.doing(f"locking {folder}"):
+            self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, files.PRIVATE_FILE)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "another process"
+            os.close(self._fd)
+            raise RefusedError(
+                "locked",
+                f"the state folder {folder} is in use by process {holder}",
+                hint="one agent writes one log; stop that process, or give this host a folder of its own",
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def holder(folder: Path) -> int | None:
+    """The process that holds a state folder's lock, or None."""
+    try:
+        fd = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).strip()
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(fd)
+    return None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a state folder, mode 0700; one that is there must be for nobody else.
+
+    :raises UsageError: ``folder_mode``.
+    """
+    with files.doing(f"making the state folder {folder}"):
+        folder.mkdir(mode=files.PRIVATE_FOLDER, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise UsageError(
+            "folder_mode", f"others may enter {folder} (expected mode 0700, got {mode:04o})", hint=f"chmod 700 {folder}"
+        )
+
+
+def read_enrolment(folder: Path) -> tuple[Enrolment, Pinned]:
+    """Who this host is, and the verifier's keys that it pinned.
+
+    :raises UsageError: ``not_enrolled``.
+    :raises StoreError: the files contradict each other.
+    """
+    try:
+        data = (folder / "config.json").read_bytes()
+    except FileNotFoundError:
+        raise UsageError(
+            "not_enrolled", f"{folder} is not an enrolled host's state folder", hint="run keyturn-agent enroll first"
+        ) from None
+    except OSError as error:
+        raise StoreError("disk", f"reading {folder}: {error}") from error
+    try:
+        enrolment: Enrolment = decode(data, Enrolment, limit=_FILE_BYTES)
+        pinned = parse_trust((folder / "trust.json").read_bytes(), str(folder / "trust.json"))
+    except (OSError, ProtocolError, UsageError) as error:
+        raise StoreError("bad_state", f"reading {folder}: {error}") from error
+    if pinned.sha256 != enrolment.trust_sha256 or pinned.deployment != enrolment.deployment:
+        raise StoreError(
+            "bad_state",
+            f"{folder}/trust.json is not the one that was enrolled with "
+            f"(expected sha256 {enrolment.trust_sha256}, got {pinned.sha256})",
+        )
+    return enrolment, pinned
+
+
+class Store:
+    """An enrolled host's state, open for writing."""
+
+    def __init__(self, folder: Path, lock: FolderLock, signer: Signer, enrolment: Enrolment, pinned: Pinned) -> None:
+        self.folder = folder
+        self.enrolment = enrolment
+        self.pinned = pinned
+        self._lock = lock
+        self._signer = signer
+        self._boots = Boots(v=1, boot_id="00000000-0000-0000-0000-000000000000", boots=0)
+        self.log: NodeLog
+
+    @classmethod
+    def open(cls, folder: Path, make_clock: Callable[[int], Clock], now_s: int) -> tuple["Store", Clock]:
+        """Open the folder and the newest log in it, as a crash or an orderly end left them.
+
+        :param make_clock: a clock that doesn't start before the given UTC µs, the newest in the log.
+        :param now_s: the host's real time, for the guard of :meth:`next_incarnation`.
+        """
+        make_folder(folder)
+        lock = FolderLock(folder)
+        try:
+            enrolment, pinned = read_enrolment(folder)
+            signer = FileSigner.load(folder / "key")
+            if signer.public_key.hex() != enrolment.public_key:
+                raise StoreError("bad_state", f"{folder}/key is not the key that was enrolled")
+            store = cls(folder, lock, signer, enrolment, pinned)
+            return store, store._open_log(make_clock, now_s)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        self.log.close()
+        self._lock.release()
+
+    @property
+    def incarnation(self) -> int:
+        return self.log.name.incarnation
+
+    def stamp(self, clock: Clock) -> Stamp:
+        """The clock fields of an entry that is written now."""
+        now = clock.now()
+        return Stamp(self._boots.boot_id, self._boots.boots, now.mono_us, now.time_us)
+
+    def may_open_next(self, now_s: int, guard_s: int) -> bool:
+        """Whether the guard against incarnations without end lets another one open.
+
+        The first incarnation may always be followed; each later one must have lived for ``guard_s``.
+        """
+        return self.incarnation == 1 or not 0 <= now_s - self.log.opened.opened_s < guard_s
+
+    def next_incarnation(self, reason: Reason, detail: str, stamp: Stamp, now_s: int) -> None:
+        """Leave the log as it is and open the next one."""
+        before = self.log
+        before.close()
+        self._create(
+            before.name.incarnation,
+            Previous(origin=before.name.origin, size=before.sealed, root=before.root.hex(), reason=reason),
+            detail,
+            stamp,
+            now_s,
+        )
+
+    def _open_log(self, make_clock: Callable[[int], Clock], now_s: int) -> Clock:
+        with files.doing(f"opening {self.folder}/logs"):
+            found = sorted(int(p.name) for p in (self.folder / "logs").iterdir() if p.name.isdigit())
+        if not found:
+            raise StoreError("bad_state", f"{self.folder} is enrolled and has no log")
+        name = self._name(found[-1])
+        folder = self.folder / "logs" / str(found[-1])
+        try:
+            self.log = NodeLog.open(folder, name, self._signer)
+        except DamagedError as error:
+            logger.error("%s", error)
+            clock = make_clock(0)
+            self._boots = self._count_boot(clock.boot_id, None)
+            size, root = last_head(folder, name, self._signer.public_key)
+            previous = Previous(origin=name.origin, size=size, root=root, reason="damaged")
+            self._create(name.incarnation, previous, str(error), self.stamp(clock), now_s)
+            return clock
+        chain = self.log.chain
+        # A genesis alone is no reason to hold a replay's clock: nothing was measured before it.
+        clock = make_clock(chain.time_us if chain.size > 1 else 0)
+        newest = None if chain.boot_id is None else Boots(v=1, boot_id=chain.boot_id, boots=chain.boots)
+        self._boots = self._count_boot(clock.boot_id, newest)
+        self.log.settle(self.stamp(clock))
+        return clock
+
+    def _create(self, after: int, previous: Previous, detail: str, stamp: Stamp, now_s: int) -> None:
+        name = self._name(after + 1)
+        body = genesis(self._signer.public_key, self.enrolment.source, self.enrolment.trust_sha256, previous)
+        opened = Opened(v=1, opened_s=now_s, reason=previous.reason, detail=detail[:TEXT_CHARS])
+        folder = self.folder / "logs" / str(name.incarnation)
+        self.log = NodeLog.create(folder, name, self._signer, opened, body, stamp)
+        self.log.seal()
+
+    def _name(self, incarnation: int) -> LogName:
+        return LogName(Deployment(self.enrolment.deployment), NodeId(self.enrolment.node_id), incarnation)
+
+    def _count_boot(self, boot_id: str, newest: Boots | None) -> Boots:
+        """The count for this boot, durable before any entry carries it.
+
+        The log's own newest count is a floor, so that a lost file can't make it go back.
+        """
+        known = [boots for boots in (self._read_boots(), newest) if boots is not None]
+        highest = max((boots.boots for boots in known), default=0)
+        for boots in known:
+            if boots.boot_id == boot_id and boots.boots == highest:
+                return boots
+        counted = Boots(v=1, boot_id=boot_id, boots=highest + 1)
+        with files.doing(f"counting the boot in {self.folder}"):
+            # After this the count survives.
+            files.replace(self.folder / "boots.json", encode(counted))
+        return counted
+
+    def _read_boots(self) -> Boots | None:
+        try:
+            boots: Boots = decode((self.folder / "boots.json").read_bytes(), Boots)
+        except (FileNotFoundError, ProtocolError):
+            return None
+        return boots
+
+
+def last_head(folder: Path, name: LogName, public_key: bytes) -> tuple[int, str]:
+    """Size and root of the newest head that a damaged log still shows: intended, or signed over whole segments."""
+    size, root = 0, EMPTY_ROOT.hex()
+    try:
+        intended: Intended = decode((folder / "state").read_bytes(), Intended, limit=_FILE_BYTES)
+        if intended.origin == name.origin:
+            size, root = intended.size, intended.root
+    except (OSError, ProtocolError):
+        pass
+    spool = Spool(folder, node_key(name.origin, public_key))
+    try:
+        if spool.end > size and (found := spool.root_at(spool.end)) is not None:
+            size, root = spool.end, found.hex()
+    except DamagedError:
+        pass
+    return size, root
