@@ -166,7 +166,8 @@ def conclude(
                 open_ends.append(open_end)
             case None:
                 pass
-    found.sort(key=lambda c: c.seq is None)  # what names an entry comes first; otherwise in order
+    # What names an entry comes first; and one order, whichever log was audited first.
+    found.sort(key=lambda c: (c.seq is None, c.where, c.seq or 0, c.message))
     reasons = [f"{c.where}: {c.message}" for c in found]
     left_out = tuple((left.origin, left.reason) for left in manifest.export.left_out)
     open_ends += [f"{origin} is left out: {reason}" for origin, reason in left_out]
@@ -231,7 +232,8 @@ def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterab
         return
     yield from found
     if data != computed:
-        at = next((i for i, (x, y) in enumerate(zip(data, computed, strict=False)) if x != y), None)
+        short = min(len(data), len(computed))
+        at = next((i for i, (x, y) in enumerate(zip(data, computed, strict=False)) if x != y), short)
         yield Contradiction(TOTALS, f"totals differ from the recomputed ones at byte {at}")
 
 
