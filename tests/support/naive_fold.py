@@ -7,11 +7,25 @@ shares no code with us.
 from dataclasses import dataclass, replace
 from typing import Any
 
-SUMS = (
-    "energy_mj busy_us elapsed_mcycles active_mcycles tensor_mcycles hmma_mcycles imma_mcycles dmma_mcycles "
-    "fp64_mcycles fp32_mcycles fp16_mcycles dram_busy_us nvlink_tx_kib nvlink_rx_kib pcie_tx_kib pcie_rx_kib "
-    "throttled_us"
-).split()
+SUMS = [
+    "energy_mj",
+    "busy_us",
+    "elapsed_mcycles",
+    "active_mcycles",
+    "tensor_mcycles",
+    "hmma_mcycles",
+    "imma_mcycles",
+    "dmma_mcycles",
+    "fp64_mcycles",
+    "fp32_mcycles",
+    "fp16_mcycles",
+    "dram_busy_us",
+    "nvlink_tx_kib",
+    "nvlink_rx_kib",
+    "pcie_tx_kib",
+    "pcie_rx_kib",
+    "throttled_us",
+]
 MAXIMA = ["memory_mib_max", "clock_mhz_max"]
 FIELDS = SUMS + MAXIMA
 MAX_INT = 2**53 - 1
@@ -59,7 +73,7 @@ class NaiveFold:
                 self.gap(chip, entry["boots"], entry["mono_us"], entry["time_us"])
                 if chip in self.present:
                     self.retired.add(chip)
-                    moved = dict(boots=entry["boots"], mono_us=entry["mono_us"], time_us=entry["time_us"])
+                    moved = {"boots": entry["boots"], "mono_us": entry["mono_us"], "time_us": entry["time_us"]}
                     self.points[chip] = replace(self.points[chip], **moved)
                 else:
                     del self.points[chip]

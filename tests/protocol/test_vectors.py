@@ -1,0 +1,187 @@
+"""Every file of tests/vectors gives what it says; the files are what their generator writes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from keyturn_protocol import segment as seg
+from keyturn_protocol.canonical import decode, encode
+from keyturn_protocol.checkpoint import open_checkpoint
+from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
+from keyturn_protocol.entries import format_entry, parse_entry
+from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.ids import Origin, parse_origin, workload_id
+from keyturn_protocol.keys import node_id_of, parse_vkey
+from keyturn_protocol.merkle import Frontier, leaf_hash
+from keyturn_protocol.note import open_note, parse_note, parse_signature
+from keyturn_protocol.tiles import decode_bundle, decode_hashes, encode_bundle, encode_hashes, parse_tile_path
+from keyturn_protocol.usage import EMPTY, fold, silence, to_row, totals_json
+from tests.support.streams import canonical
+from tests.support.vectors import VECTORS, content, names, vector
+from tests.vectors import generate
+
+
+def check_decode(given: Any) -> Any:
+    value = decode(content(given), Any)
+    assert encode(value) == content(given)
+    return value
+
+
+def check_decoded_length(given: Any) -> int:
+    return len(check_decode(given))
+
+
+def check_parse_origin(given: str) -> Any:
+    name = parse_origin(given)
+    assert name.origin == given
+    return {"deployment": name.deployment, "node_id": name.node_id, "incarnation": name.incarnation}
+
+
+def check_workload_id(given: str) -> Any:
+    return workload_id(given)
+
+
+def check_node_id_of(given: str) -> Any:
+    return node_id_of(bytes.fromhex(given))
+
+
+def check_parse_vkey(given: str) -> Any:
+    key = parse_vkey(given)
+    assert str(key) == given
+    return {"name": key.name, "kind": key.kind, "public_key": key.public_key.hex(), "id": key.id.hex()}
+
+
+def check_open_note(given: Any) -> Any:
+    data = content(given["note"])
+    note = parse_note(data)
+    assert note.to_bytes() == data
+    verified = open_note(note, [parse_vkey(text) for text in given["vkeys"]])
+    return {"text": note.text.decode(), "verified": [str(key) for key in verified]}
+
+
+def check_open_checkpoint(given: Any) -> Any:
+    data = content(given["note"])
+    head = open_checkpoint(data, parse_vkey(given["vkey"]))
+    assert head.to_text() == parse_note(data).text
+    return {"origin": head.origin, "size": head.size, "root": head.root.hex()}
+
+
+def check_verify_cosignature(given: Any) -> Any:
+    line = parse_signature(given["line"])
+    assert str(line) == given["line"]
+    return verify_cosignature(content(given["checkpoint"]), line, parse_vkey(given["vkey"]))
+
+
+def check_parse_receipt(given: Any) -> Any:
+    receipt = parse_receipt(content(given))
+    assert receipt.to_bytes() == content(given)
+    return {"name": receipt.name, "key_id": receipt.key_id.hex(), "signature": receipt.signature.hex()}
+
+
+def check_parse_tile_path(given: str) -> Any:
+    tile = parse_tile_path(given)
+    assert tile.path == given
+    return {"level": tile.level, "index": tile.index, "width": tile.width}
+
+
+def check_decode_bundle(given: Any) -> Any:
+    entries = decode_bundle(content(given["bytes"]), given["count"])
+    assert encode_bundle(entries) == content(given["bytes"])
+    return [entry.decode() for entry in entries]
+
+
+def check_bundle_lengths(given: Any) -> Any:
+    return [len(entry) for entry in check_decode_bundle(given)]
+
+
+def check_decode_hashes(given: Any) -> Any:
+    hashes = decode_hashes(content(given["bytes"]), given["count"])
+    assert encode_hashes(hashes) == content(given["bytes"])
+    return [each.hex() for each in hashes]
+
+
+def check_parse_entry(given: Any) -> None:
+    line = content(given)
+    assert format_entry(parse_entry(line)) == line
+
+
+def check_receive(given: Any) -> Any:
+    """Segments one after the other, as a verifier and an auditor take them."""
+    origin, public_key = Origin(given["origin"]), bytes.fromhex(given["public_key"])
+    name, key = parse_origin(origin), seg.node_key(origin, public_key)
+    frontier, state = Frontier(), seg.start_of(origin)
+    for part in given["segments"]:
+        data = content(part)
+        segment = seg.parse_segment(data)
+        assert segment.to_bytes() == data
+        seg.verify_head(segment, key)
+        if segment.start != frontier.size:
+            raise ProtocolError(Code.BROKEN_CHAIN, "not the next segment")
+        hashes = segment.leaf_hashes()
+        frontier = frontier.extend(hashes)
+        if frontier.root() != segment.checkpoint.root:
+            raise ProtocolError(Code.WRONG_ROOT, "entries that don't hash to the root")
+        state = seg.follow(name, public_key, state, segment.lines, hashes).state
+        state = decode(encode(state), seg.ChainState)
+    return {
+        "size": state.size,
+        "root": frontier.root().hex(),
+        "prev": state.prev,
+        "closed": state.closed,
+        "next_key": state.next_key,
+    }
+
+
+def check_fold(given: Any) -> Any:
+    origin = Origin(given["origin"])
+    lines = [text.encode() for text in given["entries"]]
+    hashes = [leaf_hash(line) for line in lines]
+    public_key = bytes.fromhex(given["public_key"])
+    entries = seg.follow(parse_origin(origin), public_key, seg.start_of(origin), lines, hashes).entries
+    folded = fold(origin, EMPTY, entries)
+    totals = totals_json([to_row(key, values) for key, values in folded.rows.items()], folded.gaps)
+    silent = sorted(silence(origin, folded.state, given["silent_until_us"]), key=lambda gap: gap.chip)
+    fields = ("chip", "from_us", "to_us", "inventory_seq", "cause")
+    found = decode(totals, Any, limit=len(totals))
+    assert canonical(found) == totals
+    return {"totals": found, "silence": [{field: getattr(gap, field) for field in fields} for gap in silent]}
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    name.removeprefix("check_"): value for name, value in globals().items() if name.startswith("check_")
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_vector(name: str) -> None:
+    case = vector(name)
+    check = CHECKS[case["check"]]
+    match case["want"]:
+        case {"error": code}:
+            with pytest.raises(ProtocolError) as refused:
+                check(case["input"])
+            assert refused.value.code == Code(code), refused.value
+            assert len(str(refused.value)) < 1500
+            assert str(refused.value).isprintable()
+        case {"value": value}:
+            assert check(case["input"]) == value
+        case want:
+            pytest.fail(f"{want} is no expectation")
+
+
+def test_files_are_what_the_generator_writes() -> None:
+    made = generate.build()
+    there = {f"{name}.json": (VECTORS / f"{name}.json").read_bytes() for name in names()}
+    assert made.keys() == there.keys()
+    assert [name for name, data in made.items() if there[name] != data] == []
+
+
+def test_every_area_has_both_kinds() -> None:
+    for area in generate.AREAS:
+        wants = {key for name in names(area) for key in vector(name)["want"]}
+        assert wants == ({"value"} if area == "usage" else {"value", "error"}), area
+
+
+def test_every_check_has_vectors() -> None:
+    assert {vector(name)["check"] for name in names()} == CHECKS.keys()
