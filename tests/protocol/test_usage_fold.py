@@ -107,7 +107,7 @@ def test_streams_are_valid_logs(seed: int, steps: int) -> None:
     run = stream(Random(seed), steps)
     state = start_of(LOG)
     hashes = [leaf_hash(line) for line in run.lines]
-    first = decode(run.lines[0], dict[str, Any])
+    first: dict[str, Any] = decode(run.lines[0], dict[str, Any])
     after = state.__class__(
         **{f: getattr(state, f) for f in state.__struct_fields__}
         | {

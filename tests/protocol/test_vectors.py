@@ -23,7 +23,7 @@ from tests.vectors import generate
 
 
 def check_decode(given: Any) -> Any:
-    value = decode(content(given), Any)
+    value: Any = decode(content(given), Any)
     assert encode(value) == content(given)
     return value
 
@@ -143,7 +143,7 @@ def check_fold(given: Any) -> Any:
     totals = totals_json([to_row(key, values) for key, values in folded.rows.items()], folded.gaps)
     silent = sorted(silence(origin, folded.state, given["silent_until_us"]), key=lambda gap: gap.chip)
     fields = ("chip", "from_us", "to_us", "inventory_seq", "cause")
-    found = decode(totals, Any, limit=len(totals))
+    found: Any = decode(totals, Any, limit=len(totals))
     assert canonical(found) == totals
     return {"totals": found, "silence": [{field: getattr(gap, field) for field in fields} for gap in silent]}
 

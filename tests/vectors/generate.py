@@ -305,13 +305,14 @@ def keys() -> Iterator[tuple[str, Case]]:
     receipt = Key("keyturn.example.org/receipt", 0x04)
     named = Key("n" * 255)
     beyond_ascii = Key("schlüssel.example.org")
-    for name, what, key in [
+    named_keys: list[tuple[str, str, Key | MlDsaKey]] = [
         ("ed25519", "an Ed25519 key", plain),
         ("cosignature", "an Ed25519 cosigner's key", receipt),
         ("mldsa44", "an ML-DSA-44 cosigner's key", mldsa),
         ("longest_name", "a name of 255 bytes", named),
         ("beyond_ascii", "a name beyond ASCII", beyond_ascii),
-    ]:
+    ]
+    for name, what, key in named_keys:
         value = {"name": key.name, "kind": key.kind, "public_key": key.public.hex(), "id": key.id.hex()}
         yield f"good_{name}", good(what, "parse_vkey", key.vkey, value)
 
@@ -1170,7 +1171,7 @@ def hour_edge(log: Log, over_us: int) -> bytes:
 
 
 def no_chips(usage: Json) -> bytes:
-    body = {**usage, "samples": [], "workloads": [], **{field: [] for field in FIELDS}}
+    body: Json = {**usage, "samples": [], "workloads": [], **{field: [] for field in FIELDS}}
     log = Log().genesis().add("inventory", inventory()).pass_time(10)
     body |= {"from_us": log.time_us - 10_000_000, "to_us": log.time_us, "mono_from_us": log.mono_us - 10_000_000}
     return canonical(log.entry("usage", body))
