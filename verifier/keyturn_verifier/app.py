@@ -1,0 +1,34 @@
+"""The web application. Importing this does nothing; :func:`create_app` builds it around a service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from keyturn_protocol.api import SEGMENTS
+from keyturn_verifier import problems
+from keyturn_verifier.routes import health, join, log, read
+from keyturn_verifier.routes.ingest import Segments
+from keyturn_verifier.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application; its lifespan runs the ingest thread."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.ingest.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            # Every upload that was taken is answered and the log published before the process ends.
+            await asyncio.to_thread(service.ingest.stop)
+
+    app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
+    for router in (health.router(), join.router(service), log.router(service), read.router(service)):
+        app.include_router(router)
+    problems.install(app)
+    return app

@@ -1,0 +1,167 @@
+"""``keyturn-verifier init | serve | token | export``. Results on stdout, talk on stderr; only this module exits."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn, cast
+
+from sqlalchemy.exc import DBAPIError
+
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import deployment
+from keyturn_protocol.limits import TEXT_CHARS
+from keyturn_verifier import config, state, tokens
+from keyturn_verifier.clock import wall_clock
+from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
+
+_UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The program. Exit 0 fine, 1 refused or failed, 2 usage."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One call of the program; returns its exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="keyturn-verifier: %(levelname)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except (VerifierError, ProtocolError) as error:
+        print(f"keyturn: error: {error}", file=sys.stderr)
+        if isinstance(error, VerifierError) and error.hint:
+            print(f"keyturn: hint: {error.hint}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except DBAPIError as error:
+        print(f"keyturn: error: database: {error.orig}", file=sys.stderr)
+        return 1
+    except (OutcomeUnknown, OSError) as error:
+        print(f"keyturn: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="keyturn-verifier", description="Keyturn's verifier.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    init = _command(commands, "init", "make a new verifier: keys, database, trust.json", _init)
+    init.add_argument("--deployment", required=True, metavar="NAME", help="such as keyturn.example.org")
+    init.add_argument(
+        "--db", metavar="URL", help="sqlite:////absolute/path.db (default: inside of the state directory)"
+    )
+
+    serve = _command(commands, "serve", "serve agents, readers and the log", _serve)
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8642, help="0 takes a free one")
+    serve.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here when ready")
+    serve.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
+
+    token = commands.add_parser("token", help="join tokens for agents, bearer tokens for readers", allow_abbrev=False)
+    actions = token.add_subparsers(required=True, metavar="ACTION")
+    create = _command(actions, "create", "print a new token, once", _token_create)
+    create.add_argument("--organisation", help="join token: who runs the hosts")
+    create.add_argument("--site", help="join token: where they are")
+    create.add_argument("--hosts", type=int, help="join token: for how many (default 1)")
+    create.add_argument("--role", choices=["auditor", "operator"], help="reader's token: for whom")
+    create.add_argument("--expires", default="24h", metavar="TIME", help="30m, 24h, 90d (default 24h)")
+    _command(actions, "list", "list tokens, without their secrets", _token_list)
+    _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
+
+    export = _command(commands, "export", "write an evidence bundle", _export)
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that isn't there yet")
+    export.add_argument("--case", metavar="TEXT", help="a note for the manifest, such as a case id")
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, text: str, run: object) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.add_argument("--state", required=True, type=Path, metavar="DIR", help="the state directory")
+    command.set_defaults(run=run)
+    return command
+
+
+def _init(options: argparse.Namespace) -> None:
+    try:
+        name = deployment(options.deployment)
+    except ProtocolError as error:
+        raise UsageError(f"--deployment: {error}") from None
+    print(state.create(options.state, name, options.db, wall_clock))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if options.workers != 1:
+        raise UsageError(
+            f"--workers {options.workers}: SQLite has exactly one serving process, which alone knows the newest heads",
+            hint="one process uses one core well; replicas come with PostgreSQL",
+        )
+    if not 0 <= options.port <= 65_535:
+        raise UsageError(f"--port: must be 0 … 65535 (got {options.port})")
+    from keyturn_verifier.server import serve  # the web framework is only loaded to serve
+
+    serve(config.load(options.state), options.host, options.port, options.port_file, wall_clock)
+
+
+def _token_create(options: argparse.Namespace) -> None:
+    now_us = wall_clock()
+    expires_us = now_us + _duration_us(options.expires)
+    joining = (options.organisation, options.site, options.hosts) != (None, None, None)
+    if joining == (options.role is not None):
+        raise UsageError("either --organisation and --site (and --hosts), or --role")
+    hosts = 1 if options.hosts is None else options.hosts
+    if not 1 <= hosts <= 1_000_000:
+        raise UsageError(f"--hosts: must be 1 … 1000000 (got {hosts})")
+    for flag in ("organisation", "site") if joining else ():
+        value = getattr(options, flag)
+        if not value or len(value) > TEXT_CHARS or not value.isprintable():
+            raise UsageError(f"--{flag}: must be 1 to {TEXT_CHARS} printable characters")
+    with writing(state.open_database(config.load(options.state))) as connection:
+        if joining:
+            token = tokens.create_join(connection, options.organisation, options.site, hosts, now_us, expires_us)
+        else:
+            token = tokens.create_reader(connection, cast(tokens.Role, options.role), now_us, expires_us)
+    print(token)
+
+
+def _token_list(options: argparse.Namespace) -> None:
+    with reading(state.open_database(config.load(options.state))) as connection:
+        rows = tokens.listed(connection)
+    for row in rows:
+        ends = f"revoked {_time(row.revoked_us)}" if row.revoked_us is not None else f"expires {_time(row.expires_us)}"
+        print(f"{row.id:<12} {row.what:<40} {row.uses:<14} {ends}")
+
+
+def _token_revoke(options: argparse.Namespace) -> None:
+    with writing(state.open_database(config.load(options.state))) as connection:
+        tokens.revoke(connection, options.id, wall_clock())
+
+
+def _export(options: argparse.Namespace) -> None:
+    from keyturn_verifier.export import export
+
+    settings = config.load(options.state)
+    print(export(settings, state.open_database(settings), options.out, options.case, wall_clock))
+
+
+def _duration_us(text: str) -> int:
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
+    if match is None:
+        raise UsageError(f"--expires: must be a number with m, h or d, such as 24h (got {text!r})")
+    return int(match[1]) * _UNITS[match[2]] * 1_000_000
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,108 @@
+"""Configuration: one frozen value, read once from ``verifier.toml`` in the state directory.
+
+deployment = "keyturn.example.org"
+db = "sqlite:////srv/keyturn/verifier.db"
+
+[limits]
+queue_bytes = 268435456
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import Deployment, deployment
+from keyturn_verifier.errors import VerifierError
+
+FILE: Final = "verifier.toml"
+DATABASE: Final = "verifier.db"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the server allows itself and others. Every one is a positive integer."""
+
+    queue_bytes: int = 256 * 1024 * 1024
+    """Uploads that were read and not yet answered; beyond it the answer is 503."""
+    batch_segments: int = 256
+    batch_bytes: int = 16 * 1024 * 1024
+    """Uploaded bytes of one batch."""
+    batch_decoded_bytes: int = 64 * 1024 * 1024
+    """Decoded bytes of one batch: what small uploads can grow to together."""
+    cached_heads: int = 65_536
+    body_timeout_s: int = 30
+    """A request's body must have arrived after this."""
+    first_byte_timeout_s: int = 20
+    """A connection must have sent a whole request head after this."""
+    connections: int = 20_000
+    pending_per_token: int = 4
+    """Announced nodes per host that a token is good for: a mistake leaves room for the right one."""
+    pending_hours: int = 24
+    publish_interval_ms: int = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One verifier."""
+
+    deployment: Deployment
+    state: Path
+    db: str
+    """SQLAlchemy URL."""
+    limits: Limits = field(default_factory=Limits)
+
+
+def default_db(state: Path) -> str:
+    """The database inside of the state directory; nothing is written down, so that the directory can be moved."""
+    return f"sqlite:///{state.resolve() / DATABASE}"
+
+
+def format_config(name: Deployment, db: str | None) -> str:
+    """The text of a new ``verifier.toml``."""
+    lines = [f'deployment = "{name}"']
+    if db is not None:
+        lines.append(f"db = {json.dumps(db)}")
+    return "\n".join(lines) + "\n"
+
+
+def load(state: Path) -> Config:
+    """Read ``verifier.toml``.
+
+    :raises VerifierError: names the key, what it must be and what it is.
+    """
+    path = state / FILE
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise VerifierError(
+            f"{state} is not a verifier's state directory", hint="create one with keyturn-verifier init"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise VerifierError(f"{path}: {error}") from None
+    _known(path, "", data, {"deployment", "db", "limits"})
+    name, db = data.get("deployment"), data.get("db", default_db(state))
+    if not isinstance(name, str) or not isinstance(db, str):
+        raise VerifierError(f"{path}: deployment and db must be strings")
+    try:
+        checked = deployment(name)
+    except ProtocolError as error:
+        raise VerifierError(f"{path}: deployment: {error}") from None
+    return Config(deployment=checked, state=state, db=db, limits=_limits(path, data.get("limits", {})))
+
+
+def _limits(path: Path, data: Any) -> Limits:
+    if not isinstance(data, dict):
+        raise VerifierError(f"{path}: limits: must be a table")
+    _known(path, "limits.", data, {f.name for f in fields(Limits)})
+    for key, value in data.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise VerifierError(f"{path}: limits.{key}: must be an integer > 0 (got {value!r})")
+    return Limits(**data)
+
+
+def _known(path: Path, prefix: str, data: dict[str, Any], names: set[str]) -> None:
+    if unknown := sorted(data.keys() - names):
+        raise VerifierError(f"{path}: {prefix}{unknown[0]}: no such key")

@@ -1,0 +1,1 @@
+"""The database: tables, connections, and the one write transaction of ingest."""

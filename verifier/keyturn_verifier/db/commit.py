@@ -1,0 +1,227 @@
+"""The one write transaction of ingest: a batch of decided segments, all or nothing.
+
+Lock order, the same everywhere: (a) logs by id, (b) tokens, segments, usage, heads, evidence, findings,
+(c) last, the verifier's log. On SQLite ``BEGIN IMMEDIATE`` takes the only lock there is before (a).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from sqlalchemy import Connection, Engine, insert
+
+from keyturn_protocol.canonical import encode, encode_record
+from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
+from keyturn_protocol.findings import Finding, FindingCode, at_genesis, finding
+from keyturn_protocol.leaves import EnrolmentBody, LeafBody, LogFrozenBody, NodeCheckpointBody
+from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
+from keyturn_verifier import translog
+from keyturn_verifier.clock import Clock
+from keyturn_verifier.db.engine import writing
+from keyturn_verifier.db.statements import Statements
+from keyturn_verifier.db.tables import evidence, log
+from keyturn_verifier.enrolment import Joining, use_token
+from keyturn_verifier.errors import StaleHead
+from keyturn_verifier.heads import Expected, Known, head_values
+from keyturn_verifier.keyfiles import SigningKey
+from keyturn_verifier.problems import Refusal
+from keyturn_verifier.upload import Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A decision that writes, with what it was decided against."""
+
+    upload: Upload
+    against: Known | Expected
+    decision: Accepted | Fork | Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is durable for a change: the log's new head, with its receipt if the segment was accepted."""
+
+    known: Known
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What a batch adds, gathered so that each table is written once."""
+
+    moved: list[tuple[object, ...]]
+    segments: list[tuple[object, ...]]
+    usage: list[tuple[object, ...]]
+    gaps: list[tuple[object, ...]]
+    inventories: list[tuple[object, ...]]
+    started: list[tuple[object, ...]]
+    findings: list[tuple[object, ...]]
+    leaves: list[LeafBody]
+
+
+class Committer:
+    """Writes batches to one database with one receipt key."""
+
+    def __init__(self, engine: Engine, receipt_key: SigningKey, clock: Clock) -> None:
+        self._engine = engine
+        self._key = receipt_key
+        self._clock = clock
+        self._statements = Statements(engine)
+
+    def commit(self, changes: Sequence[Change]) -> list[Written | Refusal]:
+        """Write ``changes``, at most one a node, in one transaction; the answers in the same order.
+
+        When this returns, every receipt in it is durable and may be released.
+
+        :raises StaleHead: a log is not where a change expects it; nothing was written.
+        :raises OutcomeUnknown: COMMIT failed; the batch may or may not be there.
+        """
+        with writing(self._engine) as connection:
+            # No leaf and no receipt is older than the one before it, whatever the wall clock does.
+            now_us = max(self._clock(), translog.head(connection).time_us)
+            rows = _Rows([], [], [], [], [], [], [], [])
+            answers = [self._one(connection, change, rows, now_us) for change in _by_log(changes)]
+            self._write(connection, rows)
+            translog.append(connection, rows.leaves, now_us)
+        order = {id(change): answer for change, answer in zip(_by_log(changes), answers, strict=True)}
+        return [order[id(change)] for change in changes]
+
+    def _one(self, connection: Connection, change: Change, rows: _Rows, now_us: int) -> Written | Refusal:
+        """Open the log if need be, and gather what the change adds."""
+        against = change.against
+        findings: list[Finding] = []
+        if isinstance(against, Expected):
+            opened = self._open(connection, against, change, rows, now_us, findings)
+            if isinstance(opened, Refusal):
+                return opened
+            log_id = opened
+        else:
+            log_id = against.log_id
+        match change.decision:
+            case Accepted() as accepted:
+                head = self._accepted(log_id, change.upload, accepted, rows, now_us)
+                findings += accepted.findings
+            case Fork(segment=segment):
+                detail = f"the node also signed {segment.checkpoint.root.hex()} for size {segment.end}"
+                findings.append(finding(FindingCode.FORK, segment.origin, detail, seq=segment.end - 1))
+                head = self._frozen(connection, log_id, change, "fork", rows, now_us)
+            case Invalid(segment=segment):
+                detail = f"signed entries {segment.start} … {segment.end - 1} break the format or the chain"
+                findings.append(finding(FindingCode.INVALID_ENTRIES, segment.origin, detail, seq=segment.end - 1))
+                head = self._frozen(connection, log_id, change, "invalid_entries", rows, now_us)
+            case _:
+                assert_never(change.decision)
+        values = head_values(head)
+        receipt_s = now_us // 1_000_000 if isinstance(change.decision, Accepted) else None
+        rows.moved.append((*values.values(), receipt_s, log_id, against.head.size))
+        rows.findings += [(log_id, f.code, f.severity, f.seq, f.from_us, f.to_us, f.detail) for f in findings]
+        return Written(Known(log_id, head))
+
+    def _open(
+        self,
+        connection: Connection,
+        against: Expected,
+        change: Change,
+        rows: _Rows,
+        now_us: int,
+        findings: list[Finding],
+    ) -> int | Refusal:
+        """Enrol a log: use up its token, or follow the node's earlier log."""
+        name, opening = against.head.name, against.opening
+        if isinstance(opening, Joining):
+            refusal = use_token(connection, name, opening, now_us)
+            if refusal is not None:
+                return refusal
+        genesis = change.decision.genesis if isinstance(change.decision, Accepted) else None
+        key = connection.execute(
+            insert(log).values(
+                origin=name.origin,
+                node_id=name.node_id,
+                incarnation=name.incarnation,
+                public_key=against.head.public_key,
+                organisation=opening.organisation,
+                site=opening.site,
+                opened_us=now_us,
+                genesis_us=None if genesis is None else genesis.time_us,
+                **head_values(against.head),
+            )
+        ).inserted_primary_key
+        if key is None:
+            raise StaleHead(name.origin)
+        rows.leaves.append(
+            EnrolmentBody(
+                origin=name.origin,
+                node_id=name.node_id,
+                incarnation=name.incarnation,
+                public_key=against.head.public_key.hex(),
+                organisation=opening.organisation,
+                site=opening.site,
+                token_sha256=opening.token_sha256.hex() if isinstance(opening, Joining) else None,
+            )
+        )
+        if genesis is not None and not isinstance(opening, Joining):
+            findings += at_genesis(name.origin, genesis, name.incarnation, (opening.incarnation, opening.size))
+        return int(key[0])
+
+    def _accepted(self, log_id: int, upload: Upload, accepted: Accepted, rows: _Rows, now_us: int) -> Head:
+        """Sign the receipt, inside the transaction that makes it true."""
+        segment = accepted.segment
+        receipt_s = now_us // 1_000_000
+        signature = self._key.sign(ed25519_message(segment.note.text, receipt_s))
+        receipt = cosignature_line(self._key.public, Cosignature(receipt_s, signature)).to_bytes()
+        frontier = accepted.head.frontier.to_bytes()
+        rows.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt, upload.frame))
+        rows.usage += [(log_id, *key[1:], *values) for key, values in accepted.rows.items()]
+        rows.gaps += [(log_id, g.chip, g.from_us, g.to_us, g.inventory_seq, g.cause) for g in accepted.gaps]
+        rows.inventories += [(log_id, e.seq, encode(e.body.chips)) for e in accepted.inventories]
+        rows.started += [(log_id, e.seq, e.body.id, encode_record(e.body)) for e in accepted.workloads]
+        rows.leaves.append(
+            NodeCheckpointBody(
+                origin=segment.origin,
+                start=segment.start,
+                size=segment.end,
+                root=segment.checkpoint.root.hex(),
+                segment_sha256=accepted.sha256.hex(),
+                receipt_s=receipt_s,
+            )
+        )
+        return replace(accepted.head, receipt=receipt)
+
+    def _frozen(
+        self, connection: Connection, log_id: int, change: Change, reason: FrozenReason, rows: _Rows, now_us: int
+    ) -> Head:
+        """Keep what the node must not have signed, and take nothing more from it."""
+        segment, digest = change.upload.segment, change.upload.sha256
+        connection.execute(
+            insert(evidence).values(
+                sha256=digest, log_id=log_id, reason=reason, body=change.upload.frame, received_us=now_us
+            )
+        )
+        rows.leaves.append(
+            LogFrozenBody(
+                origin=segment.origin,
+                reason=reason,
+                size=segment.end,
+                signed_root=segment.checkpoint.root.hex(),
+                evidence_sha256=digest.hex(),
+            )
+        )
+        return replace(change.against.head, frozen=reason)
+
+    def _write(self, connection: Connection, rows: _Rows) -> None:
+        run = self._statements
+        if run.move.run(connection, rows.moved) != len(rows.moved):
+            raise StaleHead("a log moved between the decision and the transaction")
+        run.segments.run(connection, rows.segments)
+        run.usage.run(connection, sorted(rows.usage, key=lambda row: row[:6]))
+        run.gaps.run(connection, rows.gaps)
+        run.inventories.run(connection, rows.inventories)
+        run.started.run(connection, rows.started)
+        run.findings.run(connection, rows.findings)
+
+
+def _by_log(changes: Sequence[Change]) -> list[Change]:
+    """Logs in the order of their ids, then the ones that are yet to be opened, by origin."""
+    return sorted(
+        changes,
+        key=lambda c: (0, c.against.log_id, "") if isinstance(c.against, Known) else (1, 0, c.against.head.name.origin),
+    )

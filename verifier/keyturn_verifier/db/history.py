@@ -1,0 +1,42 @@
+"""Look-ups in what is stored of a log, for segments at or below its known size."""
+
+from sqlalchemy import Connection, select
+
+from keyturn_protocol.ids import Hash
+from keyturn_protocol.merkle import Frontier
+from keyturn_protocol.receive import History, StoredSegment
+from keyturn_protocol.segment import parse_segment
+from keyturn_verifier.db.tables import segment
+from keyturn_verifier.upload import decompress
+
+
+def history(connection: Connection, log_id: int | None) -> History:
+    """The history of one log; of a log that is not there yet there is none, and nobody asks."""
+
+    def stored(start: int, end: int) -> StoredSegment | None:
+        row = connection.execute(
+            select(segment.c.sha256, segment.c.receipt).where(
+                segment.c.log_id == log_id, segment.c.start == start, segment.c.end == end
+            )
+        ).one_or_none()
+        return None if row is None else StoredSegment(row.sha256, row.receipt)
+
+    def root_at(size: int) -> Hash:
+        # The segment that holds entry `size - 1`, and the frontier before it.
+        rows = connection.execute(
+            select(segment.c.start, segment.c.end, segment.c.frontier)
+            .where(segment.c.log_id == log_id, segment.c.start < size)
+            .order_by(segment.c.start.desc())
+            .limit(2)
+        ).all()
+        at = rows[0]
+        if at.end == size:
+            return Frontier.from_bytes(at.end, at.frontier).root()
+        before = Frontier.from_bytes(rows[1].end, rows[1].frontier) if len(rows) == 2 else Frontier()
+        body = connection.execute(
+            select(segment.c.body).where(segment.c.log_id == log_id, segment.c.start == at.start)
+        ).scalar_one()
+        hashes = parse_segment(decompress(body)).leaf_hashes()
+        return before.extend(hashes[: size - at.start]).root()
+
+    return History(stored, root_at)

@@ -1,0 +1,1 @@
+"""Schema migrations (alembic), from the first table on."""

@@ -1,0 +1,14 @@
+"""Alembic's entry: runs the migrations on the connection that :mod:`keyturn_verifier.db.schema` hands over."""
+
+from alembic import context
+from sqlmodel import SQLModel
+
+import keyturn_verifier.db.tables  # noqa: F401  (registers the tables)
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=SQLModel.metadata,
+    render_as_batch=True,
+    transactional_ddl=True,
+)
+context.run_migrations()

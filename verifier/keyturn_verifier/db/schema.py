@@ -1,0 +1,41 @@
+"""Bringing a database to the newest schema."""
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.errors import VerifierError
+
+_SCRIPTS: Final = Path(__file__).with_name("migrations")
+
+
+def migrate(engine: Engine) -> None:
+    """Run the migrations that ``engine``'s database lacks, in one transaction; none is the usual case."""
+    config = _config()
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def check(engine: Engine) -> None:
+    """That the database has the schema that this version works with; changes nothing.
+
+    :raises VerifierError: it has another one.
+    """
+    with reading(engine) as connection:
+        have = MigrationContext.configure(connection).get_current_revision()
+    want = ScriptDirectory.from_config(_config()).get_current_head()
+    if have != want:
+        raise VerifierError(f"the database has schema {have}, this version needs {want}", hint="serve migrates it")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    return config

@@ -1,0 +1,272 @@
+"""The tables. What another module calls a column is what it is called here.
+
+Integers that count something are BIGINT. ``log_id`` stands for an origin wherever rows are many. Bytes that are
+verified elsewhere (entries, notes, leaves) are stored as they are and never edited.
+"""
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Index, Integer, Table, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+_ID: Final = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _big(**options: object) -> int:
+    return Field(sa_type=BigInteger, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def _some(**options: object) -> int | None:
+    return Field(default=None, sa_type=BigInteger, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def _key(**options: object) -> int | None:
+    return Field(default=None, primary_key=True, sa_type=_ID, **options)  # type: ignore[call-overload,no-any-return]
+
+
+class Log(SQLModel, table=True):
+    """A node's log and all that :class:`keyturn_protocol.receive.Head` needs of it."""
+
+    __tablename__ = "log"
+    __table_args__ = (UniqueConstraint("node_id", "incarnation"),)
+
+    id: int | None = _key()
+    origin: str = Field(unique=True)
+    node_id: str
+    incarnation: int = _big()
+    public_key: bytes
+    organisation: str
+    site: str
+    opened_us: int = _big()
+    size: int = _big()
+    frontier: bytes
+    chain: bytes
+    """Canonical JSON of ``ChainState``."""
+    fold: bytes
+    """Canonical JSON of ``FoldState``."""
+    note: bytes | None = None
+    receipt: bytes | None = None
+    frozen: str | None = None
+    receipt_s: int | None = _some()
+    genesis_us: int | None = _some()
+    """The genesis entry's time."""
+
+
+class PendingLog(SQLModel, table=True):
+    """A node that was announced with a join token and has not sent its genesis yet."""
+
+    __tablename__ = "pending_log"
+
+    origin: str = Field(primary_key=True)
+    public_key: bytes
+    token_id: int = _big(foreign_key="join_token.id", index=True)
+    expires_us: int = _big(index=True)
+
+
+class Segment(SQLModel, table=True):
+    """A receipted segment: entries ``start`` … ``end - 1``."""
+
+    __tablename__ = "segment"
+
+    log_id: int = _big(primary_key=True, foreign_key="log.id")
+    start: int = _big(primary_key=True)
+    end: int = _big()
+    sha256: bytes
+    """Of the decoded bytes."""
+    frontier: bytes
+    """Of the tree of ``end`` entries."""
+    receipt: bytes
+    body: bytes
+    """One zstd frame of the decoded bytes."""
+
+
+class UsageHour(SQLModel, table=True):
+    """Raw integer integrals; see :mod:`keyturn_protocol.usage`. A field in the basis is NULL."""
+
+    __tablename__ = "usage_hour"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    log_id: int = _big(primary_key=True, foreign_key="log.id")
+    chip: str = Field(primary_key=True)
+    hour_s: int = _big(primary_key=True)
+    workload: str = Field(primary_key=True)
+    inventory_seq: int = _big(primary_key=True)
+    basis: int = _big(primary_key=True)
+    time_us: int = _big()
+    samples: int = _big()
+    energy_mj: int | None = _some()
+    busy_us: int | None = _some()
+    elapsed_mcycles: int | None = _some()
+    active_mcycles: int | None = _some()
+    tensor_mcycles: int | None = _some()
+    hmma_mcycles: int | None = _some()
+    imma_mcycles: int | None = _some()
+    dmma_mcycles: int | None = _some()
+    fp64_mcycles: int | None = _some()
+    fp32_mcycles: int | None = _some()
+    fp16_mcycles: int | None = _some()
+    dram_busy_us: int | None = _some()
+    nvlink_tx_kib: int | None = _some()
+    nvlink_rx_kib: int | None = _some()
+    pcie_tx_kib: int | None = _some()
+    pcie_rx_kib: int | None = _some()
+    throttled_us: int | None = _some()
+    memory_mib_max: int | None = _some()
+    clock_mhz_max: int | None = _some()
+
+
+class UsageGap(SQLModel, table=True):
+    """Time of one chip that no usage entry covers, inside of a log."""
+
+    __tablename__ = "usage_gap"
+
+    id: int | None = _key()
+    log_id: int = _big(foreign_key="log.id", index=True)
+    chip: str
+    from_us: int = _big()
+    to_us: int = _big()
+    inventory_seq: int = _big()
+    cause: str | None = None
+
+
+class InventoryEntry(SQLModel, table=True):
+    """The chips of an inventory entry, as canonical JSON."""
+
+    __tablename__ = "inventory"
+
+    log_id: int = _big(primary_key=True, foreign_key="log.id")
+    seq: int = _big(primary_key=True)
+    chips: bytes
+
+
+class StartedEntry(SQLModel, table=True):
+    """The body of a ``workload_started`` entry, as canonical JSON."""
+
+    __tablename__ = "workload_started"
+
+    log_id: int = _big(primary_key=True, foreign_key="log.id")
+    seq: int = _big(primary_key=True)
+    workload: str = Field(index=True)
+    body: bytes
+
+
+class StoredFinding(SQLModel, table=True):
+    """A finding that rests on entries; those that rest on totals are made when they are read."""
+
+    __tablename__ = "finding"
+
+    id: int | None = _key()
+    log_id: int = _big(foreign_key="log.id", index=True)
+    code: str
+    severity: str
+    seq: int | None = _some()
+    from_us: int | None = _some()
+    to_us: int | None = _some()
+    detail: str
+
+
+class Evidence(SQLModel, table=True):
+    """A segment that froze a log."""
+
+    __tablename__ = "evidence"
+
+    sha256: bytes = Field(primary_key=True)
+    log_id: int = _big(foreign_key="log.id", index=True)
+    reason: str
+    body: bytes
+    received_us: int = _big()
+
+
+class JoinToken(SQLModel, table=True):
+    """A right to enrol ``hosts`` nodes."""
+
+    __tablename__ = "join_token"
+
+    id: int | None = _key()
+    sha256: bytes = Field(unique=True)
+    organisation: str
+    site: str
+    hosts: int = _big()
+    uses: int = _big()
+    created_us: int = _big()
+    expires_us: int = _big()
+    revoked_us: int | None = _some()
+
+
+class ReaderToken(SQLModel, table=True):
+    """A right to read, for a role."""
+
+    __tablename__ = "reader_token"
+
+    id: int | None = _key()
+    sha256: bytes = Field(unique=True)
+    role: str
+    created_us: int = _big()
+    expires_us: int = _big()
+    revoked_us: int | None = _some()
+
+
+class TreeLeaf(SQLModel, table=True):
+    """A leaf of the verifier's log."""
+
+    __tablename__ = "tree_leaf"
+
+    index: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
+    hash: bytes
+    data: bytes
+
+
+class TreeNode(SQLModel, table=True):
+    """The root of a full tile of the level below: what hash tiles above level 0 are made of."""
+
+    __tablename__ = "tree_node"
+
+    level: int = _big(primary_key=True)
+    index: int = _big(primary_key=True)
+    hash: bytes
+
+
+class TreeHead(SQLModel, table=True):
+    """The newest state of the verifier's log: one row, locked by whoever appends."""
+
+    __tablename__ = "tree_head"
+
+    id: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
+    size: int = _big()
+    frontier: bytes
+    time_us: int = _big()
+    """Of the newest leaf; times of leaves and receipts never go back."""
+
+
+class TreeCheckpoint(SQLModel, table=True):
+    """A signed checkpoint of the verifier's log; one for a size, ever."""
+
+    __tablename__ = "tree_checkpoint"
+
+    size: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
+    note: bytes
+
+
+def _table(model: type[SQLModel]) -> Table:
+    table = SQLModel.metadata.tables[str(model.__tablename__)]
+    assert isinstance(table, Table)  # noqa: S101
+    return table
+
+
+log = _table(Log)
+pending_log = _table(PendingLog)
+segment = _table(Segment)
+usage_hour = _table(UsageHour)
+usage_gap = _table(UsageGap)
+inventory = _table(InventoryEntry)
+workload_started = _table(StartedEntry)
+finding = _table(StoredFinding)
+evidence = _table(Evidence)
+join_token = _table(JoinToken)
+reader_token = _table(ReaderToken)
+tree_leaf = _table(TreeLeaf)
+tree_node = _table(TreeNode)
+tree_head = _table(TreeHead)
+tree_checkpoint = _table(TreeCheckpoint)
+
+Index("usage_hour_by_workload", usage_hour.c.workload, usage_hour.c.hour_s)

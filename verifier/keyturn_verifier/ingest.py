@@ -1,0 +1,284 @@
+"""Ingest: a bounded queue, and one thread that decides and commits what is in it, batch by batch.
+
+There is no timer: a batch forms while the last one commits, so that an idle server answers at once and a busy
+one shares each fsync among many segments. The same thread publishes the verifier's log between batches; a
+publication that fails or lags never holds back a receipt.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from keyturn_protocol.api import ProblemCode
+from keyturn_protocol.ids import NodeId
+from keyturn_protocol.receive import Accepted, Behind, Fork, Invalid, Refused, Stored, decide
+from keyturn_verifier import translog
+from keyturn_verifier.clock import Clock
+from keyturn_verifier.config import Config
+from keyturn_verifier.db.commit import Change, Committer, Written
+from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.history import history
+from keyturn_verifier.enrolment import Joining
+from keyturn_verifier.errors import OutcomeUnknown, StaleHead
+from keyturn_verifier.heads import Expected, Heads, Known
+from keyturn_verifier.keyfiles import Keys
+from keyturn_verifier.problems import Refusal
+from keyturn_verifier.upload import Upload, open_upload
+
+log = logging.getLogger(__name__)
+
+Answer = bytes | BaseException
+"""A receipt, or why there is none."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One upload that waits for its answer."""
+
+    body: bytes
+    plain: bool
+    future: "asyncio.Future[bytes]"
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An upload that could be parsed."""
+
+    item: Item
+    upload: Upload
+
+
+class Ingest:
+    """The queue and its thread. :meth:`submit` belongs to the event loop, all else to the thread."""
+
+    def __init__(self, config: Config, engine: Engine, keys: Keys, clock: Clock) -> None:
+        self._limits = config.limits
+        self._engine = engine
+        self._keys = keys
+        self._clock = clock
+        self._heads = Heads(config.deployment, config.limits.cached_heads)
+        self._committer = Committer(engine, keys.receipt, clock)
+        self._queue: deque[Item] = deque()
+        self._bytes = 0
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._publish_due = True
+        self._published_at = -1.0e9
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin; answers are delivered on ``loop``."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what is queued, publish, and end. Blocks."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, body: bytes, *, plain: bool) -> "asyncio.Future[bytes]":
+        """Queue an upload; the future gives its receipt.
+
+        :raises Refusal: ``overloaded``: the queue is full, or the server is shutting down.
+        """
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        with self._wake:
+            if self._stopping or self._bytes + len(body) > self._limits.queue_bytes:
+                raise Refusal(ProblemCode.OVERLOADED, "too many uploads are waiting; nothing was stored")
+            self._bytes += len(body)
+            self._queue.append(Item(body, plain, future))
+            self._wake.notify()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            items = self._next()
+            if items is None:
+                break
+            for group in self._opened(items):
+                self._process(group)
+            self._release(items)
+            self._publish()
+        self._publish(force=True)
+
+    def _next(self) -> list[Item] | None:
+        """The next batch; empty when it is time to publish, None at the end."""
+        with self._wake:
+            while not self._queue:
+                if self._stopping:
+                    return None
+                due = self._publish_due
+                if not self._wake.wait(timeout=self._limits.publish_interval_ms / 1_000 if due else None) and due:
+                    return []
+            items = [self._queue.popleft()]
+            size = len(items[0].body)
+            while self._queue and len(items) < self._limits.batch_segments:
+                size += len(self._queue[0].body)
+                if size > self._limits.batch_bytes:
+                    break
+                items.append(self._queue.popleft())
+            return items
+
+    def _release(self, items: Sequence[Item]) -> None:
+        """Hand every answer to the event loop at once."""
+        with self._wake:
+            self._bytes -= sum(len(item.body) for item in items)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver, items)
+
+    def _opened(self, items: Sequence[Item]) -> Iterator[list[Opened]]:
+        """Decompress and parse, in groups whose decoded bytes together stay within the limit."""
+        group: list[Opened] = []
+        size = 0
+        for item in items:
+            try:
+                upload = open_upload(item.body, plain=item.plain)
+            except Exception as error:
+                item.answer = error
+                continue
+            if group and size + len(upload.data) > self._limits.batch_decoded_bytes:
+                yield group
+                group, size = [], 0
+            group.append(Opened(item, upload))
+            size += len(upload.data)
+        if group:
+            yield group
+
+    def _process(self, group: Sequence[Opened]) -> None:
+        """Answer a group. An error that one of its segments caused must not hit the others: they go one by one.
+
+        The one place where an error of any kind is caught: the thread has to go on for everybody else, and
+        problems.py turns what it doesn't know into `internal`.
+        """
+        try:
+            self._batch(group)
+        except Exception as error:
+            self._heads.forget(opened.upload.segment.origin for opened in group)
+            waiting = [opened for opened in group if opened.item.answer is None]
+            shared = isinstance(error, OutcomeUnknown) or (
+                isinstance(error, DBAPIError) and not isinstance(error, IntegrityError)
+            )
+            if not shared and len(group) > 1:
+                for opened in waiting:
+                    self._process([opened])
+                return
+            if isinstance(error, StaleHead):
+                error = Refusal(ProblemCode.BUSY, "this log moved at the same time; send it again")
+            for opened in waiting:
+                opened.item.answer = error
+
+    def _batch(self, group: Sequence[Opened]) -> None:
+        """Decide and commit; every item has its answer when this returns."""
+        changes = self._decide(group)
+        if not changes:
+            return
+        answers = self._committer.commit([change for _, change in changes])
+        # From here on every receipt is durable.
+        for (item, change), answer in zip(changes, answers, strict=True):
+            match answer:
+                case Refusal():
+                    item.answer = answer
+                case Written(known=known):
+                    self._heads.put(change.upload.segment.origin, known)
+                    item.answer = _receipt(change, known)
+        self._publish_due = True
+
+    def _decide(self, group: Sequence[Opened]) -> list[tuple[Item, Change]]:
+        """The changes of a group, at most one a node; everything else is answered here."""
+        changes: list[tuple[Item, Change]] = []
+        changed: set[NodeId] = set()
+        with reading(self._engine) as connection:
+            heads = self._heads.load(connection, [o.upload.segment.name for o in group], self._clock())
+            for item, upload in ((o.item, o.upload) for o in group):
+                name = upload.segment.name
+                if name.node_id in changed:
+                    item.answer = Refusal(
+                        ProblemCode.BUSY, "a segment of this node is being stored; send this one later"
+                    )
+                    continue
+                decided = _decide_one(connection, upload, heads[name.origin])
+                if isinstance(decided, Change):
+                    changes.append((item, decided))
+                    changed.add(name.node_id)
+                else:
+                    item.answer = decided
+        return changes
+
+    def _publish(self, *, force: bool = False) -> None:
+        """Sign what was appended, at most once in an interval. A failure is tried again next time."""
+        if not self._publish_due:
+            return
+        now = time.monotonic()
+        if not force and now - self._published_at < self._limits.publish_interval_ms / 1_000:
+            return
+        self._published_at = now
+        try:
+            with writing(self._engine) as connection:
+                translog.publish(connection, self._keys.log)
+        except (DBAPIError, OutcomeUnknown) as error:
+            log.error("the verifier's log could not be published: %s", error)
+        else:
+            self._publish_due = False
+
+
+def _decide_one(connection: Connection, upload: Upload, against: Known | Expected | None) -> Change | Answer:
+    """One segment against its log's head."""
+    segment = upload.segment
+    if against is None:
+        return Refusal(ProblemCode.UNKNOWN_LOG, f"{segment.origin} is not enrolled here")
+    log_id = against.log_id if isinstance(against, Known) else None
+    decision = decide(against.head, segment, upload.data, history(connection, log_id))
+    match decision:
+        case Accepted():
+            return Change(upload, against, decision)
+        case Fork(detail=detail) | Invalid(detail=detail):
+            if isinstance(against, Expected) and isinstance(against.opening, Joining):
+                # Nobody is enrolled yet: nothing is kept, and the token stays good.
+                return Refusal(ProblemCode.INVALID_ENTRIES, detail)
+            return Change(upload, against, decision)
+        case Stored(receipt=receipt):
+            return receipt
+        case Behind(size=size, checkpoint=checkpoint):
+            sent = f"the segment has {segment.start} … {segment.end - 1}"
+            return Refusal(ProblemCode.BEHIND, f"{segment.origin} has {size} entries; {sent}", checkpoint=checkpoint)
+        case Refused(code=code, detail=detail):
+            return Refusal(code, detail)
+        case _:
+            assert_never(decision)
+
+
+def _receipt(change: Change, known: Known) -> Answer:
+    """What the client is told about a change that is durable."""
+    match change.decision:
+        case Accepted():
+            return known.head.receipt or b""
+        case Fork(detail=detail):
+            return Refusal(ProblemCode.FORK, detail)
+        case Invalid(detail=detail):
+            return Refusal(ProblemCode.INVALID_ENTRIES, detail)
+
+
+def _deliver(items: Sequence[Item]) -> None:
+    """On the event loop: resolve the futures of clients that still wait."""
+    for item in items:
+        if item.future.done():
+            continue
+        match item.answer:
+            case bytes():
+                item.future.set_result(item.answer)
+            case None:
+                item.future.set_exception(Refusal(ProblemCode.INTERNAL, "this upload was not answered"))
+            case error:
+                item.future.set_exception(error)

@@ -1,0 +1,110 @@
+"""The only map from errors to HTTP: RFC 9457 problem+json with the codes of :mod:`keyturn_protocol.api`."""
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+
+from keyturn_protocol.api import PROBLEM_TYPE, STATUS, ProblemCode, problem
+from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_verifier.errors import OutcomeUnknown
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S: Final = 2
+_AGAIN: Final = frozenset({ProblemCode.BUSY, ProblemCode.OVERLOADED, ProblemCode.UNKNOWN_OUTCOME})
+_CLOSING: Final = frozenset({ProblemCode.TOO_LARGE, ProblemCode.TIMEOUT})
+"""What is left of the body isn't read then, so that the connection can't be used again."""
+_STATUS_CODES: Final = {
+    400: ProblemCode.BAD_REQUEST,
+    401: ProblemCode.UNAUTHORIZED,
+    403: ProblemCode.FORBIDDEN,
+    404: ProblemCode.NOT_FOUND,
+    405: ProblemCode.METHOD_NOT_ALLOWED,
+    413: ProblemCode.TOO_LARGE,
+    415: ProblemCode.UNSUPPORTED_TYPE,
+}
+
+
+class Refusal(Exception):
+    """A request is refused with a code and a sentence for a person.
+
+    :param checkpoint: with ``behind``: the known head as a cosigned note.
+    """
+
+    def __init__(self, code: ProblemCode, detail: str, *, checkpoint: bytes | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.checkpoint = checkpoint
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a client is told about an error. What is not known here is ``internal`` and says nothing of itself."""
+    match error:
+        case Refusal():
+            return error
+        case OutcomeUnknown():
+            return Refusal(
+                ProblemCode.UNKNOWN_OUTCOME, "the database did not say whether this was stored; send it again"
+            )
+        case DBAPIError():
+            log.error("database: %s", error.orig)
+            return Refusal(ProblemCode.OVERLOADED, "the database is not available; nothing was stored")
+        case ProtocolError(code=Code.TOO_LARGE):
+            return Refusal(ProblemCode.TOO_LARGE, str(error))
+        case ProtocolError():
+            return Refusal(ProblemCode.BAD_REQUEST, str(error))
+        case _:
+            log.error("unexpected error", exc_info=error)
+            return Refusal(ProblemCode.INTERNAL, "an error of the verifier; its operator finds it in the server's log")
+
+
+def answer(refusal: Refusal) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body."""
+    headers = {"content-type": PROBLEM_TYPE, "cache-control": "no-store"}
+    if refusal.code in _AGAIN:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    if refusal.code in _CLOSING:
+        headers["connection"] = "close"
+    if refusal.code is ProblemCode.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    checkpoint = None if refusal.checkpoint is None else refusal.checkpoint.decode()
+    body = problem(refusal.code, refusal.detail, checkpoint)
+    return STATUS[refusal.code], headers, encode_record(body)
+
+
+def response(refusal: Refusal, more: Mapping[str, str] | None = None) -> Response:
+    """The same as a response of the web framework."""
+    status, headers, body = answer(refusal)
+    return Response(body, status, {**(more or {}), **headers})
+
+
+def install(app: FastAPI) -> None:
+    """Route every error of ``app`` through :func:`refusal_of`."""
+
+    def known(_request: Request, error: Exception) -> Response:
+        return response(refusal_of(error))
+
+    def http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return known(request, error)
+        code = _STATUS_CODES.get(error.status_code, ProblemCode.BAD_REQUEST)
+        return response(Refusal(code, f"{request.method} {request.url.path[:200]}: {error.detail}"), error.headers)
+
+    def invalid(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            return known(request, error)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        return response(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
+
+    for kind in (Refusal, ProtocolError, DBAPIError, OutcomeUnknown, Exception):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)

@@ -1,0 +1,45 @@
+"""Reading a request's body within a cap and a time."""
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from keyturn_protocol.api import ProblemCode
+from keyturn_verifier.problems import Refusal
+
+
+def content_length(headers: Mapping[bytes, bytes], cap: int) -> None:
+    """Refuse a body that says it is too long, before it is read."""
+    text = headers.get(b"content-length")
+    if text is not None and (not text.isdigit() or len(text) > 15 or int(text) > cap):
+        raise _too_large(cap)
+
+
+async def read_body(receive: Receive, cap: int, timeout_s: float) -> bytes:
+    """The whole body.
+
+    :raises Refusal: ``too_large``, or ``timeout`` for a client that is too slow.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk: bytes = message.get("body", b"")
+                size += len(chunk)
+                if size > cap:
+                    raise _too_large(cap)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks) if len(chunks) > 1 else chunk
+    except TimeoutError:
+        raise Refusal(ProblemCode.TIMEOUT, f"the request's body took longer than {timeout_s} s") from None
+
+
+def _too_large(cap: int) -> Refusal:
+    return Refusal(ProblemCode.TOO_LARGE, f"the body is over {cap} bytes")

@@ -1,0 +1,114 @@
+"""The HTTP server: uvicorn in one process, its socket, its signals."""
+
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from keyturn_verifier import config, keyfiles, service, state
+from keyturn_verifier.app import create_app
+from keyturn_verifier.clock import Clock
+from keyturn_verifier.errors import VerifierError
+
+DRAIN_S = 20
+"""How long requests that are under way may take after SIGTERM."""
+
+
+def serve(settings: config.Config, host: str, port: int, port_file: Path | None, clock: Clock) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what was taken and return.
+
+    :raises VerifierError: the state directory is served already, or the address is taken.
+    """
+    with state.serving(settings.state):
+        keys = keyfiles.load(settings.state, settings.deployment)
+        engine = state.open_database(settings, migrating=True)
+        try:
+            with _bind(host, port) as listener:
+                limits = settings.limits
+                uvicorn_config = uvicorn.Config(
+                    create_app(service.build(settings, engine, keys, clock)),
+                    http=_protocol(limits.first_byte_timeout_s),
+                    loop="uvloop",
+                    ws="none",
+                    lifespan="on",
+                    interface="asgi3",
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    proxy_headers=False,
+                    limit_concurrency=limits.connections,
+                    timeout_graceful_shutdown=DRAIN_S,
+                )
+                _Server(uvicorn_config, listener, port_file).run_until_signal()
+        finally:
+            engine.dispose()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise VerifierError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and ends with 0 after a signal that it was asked to end with."""
+
+    def __init__(self, settings: uvicorn.Config, listener: socket.socket, port_file: Path | None) -> None:
+        super().__init__(settings)
+        self._listener = listener
+        self._port_file = port_file
+
+    def run_until_signal(self) -> None:
+        # uvicorn drains on these and then raises them again, for whoever was listening before: nobody needs to.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _drained)
+        self.run(sockets=[self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.should_exit:
+            raise VerifierError("the server could not start")
+        host, port = self._listener.getsockname()[:2]
+        if self._port_file is not None:
+            temporary = self._port_file.with_name(self._port_file.name + ".new")
+            temporary.write_text(f"{port}\n")
+            temporary.replace(self._port_file)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"keyturn-verifier: ready on http://{shown}:{port}", file=sys.stderr, flush=True)
+
+
+def _drained(_number: int, _frame: FrameType | None) -> None:
+    """The signal was acted upon already."""
+
+
+def _protocol(first_byte_timeout_s: float) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, with a limit on how long a new connection may take to send its first request head."""
+
+    class Protocol(HttpToolsProtocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._deadline = self.loop.call_later(first_byte_timeout_s, transport.close)
+
+        def on_headers_complete(self) -> None:
+            self._on_time()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._on_time()
+            super().connection_lost(exc)
+
+        def _on_time(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return Protocol
