@@ -32,7 +32,7 @@ Decimal = Annotated[str, msgspec.Meta(pattern=r"\A(0|[1-9][0-9]{0,77})\Z")]
 _ENCODER: Final = msgspec.json.Encoder(order="sorted")
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """Base of every value on the wire: frozen, each field named and present."""
 
 

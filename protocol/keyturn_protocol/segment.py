@@ -28,6 +28,7 @@ from keyturn_protocol.entries import (
     Retired,
     Source,
     Usage,
+    UsageBody,
     WorkloadStarted,
     check_entry,
     check_genesis,
@@ -192,13 +193,16 @@ def follow(
     # Where something is refused, line by line finds the first such entry and its reason.
     each = iter(fast) if fast is not None and len(fast) == len(lines) else map(parse_entry, lines)
     entries: list[Entry] = []
+    like: UsageBody | None = None
     for digest in hashes:
         try:
             entry = next(each)
-            check_entry(entry)
+            check_entry(entry, like)
             at.step(entry, digest)
         except ProtocolError as error:
             raise EntryError(at.size, error) from None
+        if isinstance(entry, Usage):
+            like = entry.body
         entries.append(entry)
     return Followed(tuple(entries), at.state())
 

@@ -307,17 +307,22 @@ class _Fold:
 
     def _cover(self, entries: Sequence[Usage]) -> None:
         """Advance every present chip over ``entries``, noting what lies between them."""
-        boots = mono_us = -1
+        boots = mono_us = time_us = -1
         for entry in entries:
             body = entry.body
             if entry.boots != boots or body.mono_from_us != mono_us:
+                if boots >= 0:
+                    self._reach(boots, mono_us, time_us)
                 for chip, point in self.present.items():
                     self._gap(chip, point, entry.boots, body.mono_from_us, body.from_us)
             self.cause = None
             boots, mono_us, time_us = entry.boots, body.mono_from_us + body.to_us - body.from_us, body.to_us
-            for point in self.present.values():
-                point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
-                point.inventory_seq = self.inventory_seq
+        self._reach(boots, mono_us, time_us)
+
+    def _reach(self, boots: int, mono_us: int, time_us: int) -> None:
+        for point in self.present.values():
+            point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
+            point.inventory_seq = self.inventory_seq
 
     def _add(self, bodies: Sequence[UsageBody], hour_s: int) -> None:
         """Add entries of one hour with the same shares: a chip at a time, as columns where it can be."""
