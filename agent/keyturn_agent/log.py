@@ -24,7 +24,7 @@ from keyturn_agent.ports import Signer, Stamp
 from keyturn_agent.spool import Spool
 from keyturn_protocol.canonical import Hex32, Record, Text, UInt, decode, encode, encode_record
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.entries import ENTRY_OF_BODY, Body, Entry, GenesisBody, RecoveredBody
+from keyturn_protocol.entries import ENTRY_OF_BODY, Body, Entry, GenesisBody, RecoveredBody, parse_entry
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Hash, LogName
 from keyturn_protocol.limits import ENTRY_BYTES, SEGMENT_ENTRIES
@@ -244,17 +244,23 @@ class NodeLog:
             tail = self._recover_head(intended, tail)
         elif self.spool.end:
             raise DamagedError("damaged", f"{self.folder}: signed segments without a state")
-        good = 0
+        good = start = 0
+        before = self._chain, self._frontier
         for match in re.finditer(rb"([^\n]*)\n", tail):
             line = match[1]
             digest = leaf_hash(line)
             try:
-                self._chain = follow(self.name, self._signer.public_key, self._chain, [line], [digest]).state
+                chain = follow(self.name, self._signer.public_key, self._chain, [line], [digest]).state
             except ProtocolError:
+                if self._lines and _contradicts(line, self._chain):
+                    # One of the two was damaged, and nothing tells which: neither enters the log.
+                    self._lines.pop()
+                    good, (self._chain, self._frontier) = start, before
                 break
-            self._frontier = self._frontier.extend([digest])
+            before = self._chain, self._frontier
+            self._chain, self._frontier = chain, self._frontier.extend([digest])
             self._lines.append(line)
-            good = match.end()
+            start, good = match.span()
         self._bytes = good
         if not self._chain.size:
             raise DamagedError("damaged", f"{self.folder}: the first entry is not there any more")
@@ -327,6 +333,15 @@ class NodeLog:
                 f"(expected {intended.start} or {intended.size} entries, got {self.spool.end})",
             )
         return intended
+
+
+def _contradicts(line: bytes, chain: ChainState) -> bool:
+    """Whether a line is a whole entry that names another entry before it than the one that is there."""
+    try:
+        entry = parse_entry(line)
+    except ProtocolError:
+        return False
+    return entry.seq == chain.size and entry.prev != chain.prev
 
 
 def _open_tail(folder: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from keyturn_agent.sampler import RESET, Lost, Span
+from keyturn_agent.sampler import Lost, Span
 from keyturn_protocol.entries import FIELDS, DegradedBody, GapBody, Slug
 from keyturn_protocol.limits import TEXT_CHARS
 
@@ -32,26 +32,27 @@ class Losses:
 
     def see(self, from_us: int, to_us: int, spans: Sequence[Span | Lost]) -> list[GapBody | DegradedBody]:
         """The spans of one sample, between two moments of UTC."""
-        ended: list[tuple[int, _Open]] = []
+        ended: dict[int, list[tuple[int, _Open]]] = {from_us: [], to_us: []}
         begun: dict[Slug, list[int]] = {}
         for chip, span in enumerate(spans):
-            known = self._open.get(chip)
             cause = span.cause if isinstance(span, Lost) else None
+            known = self._open.get(chip)
             if known is not None and known.cause != cause:
-                ended.append((chip, self._open.pop(chip)))
+                ended[from_us].append((chip, self._open.pop(chip)))
                 known = None
-            if cause is not None and known is None:
-                self._open[chip] = _Open(from_us, cause)
-                if cause != RESET:
-                    begun.setdefault(cause, []).append(chip)
-        bodies: list[GapBody | DegradedBody] = list(self._gaps(ended, from_us))
-        for cause, chips in begun.items():
-            bodies.append(_degraded(cause, self._name(chips)))
+            if not isinstance(span, Lost):
+                continue
+            if known is None:
+                self._open[chip] = _Open(from_us, span.cause)
+                if not span.over:
+                    begun.setdefault(span.cause, []).append(chip)
+            if span.over:
+                ended[to_us].append((chip, self._open.pop(chip)))
+        bodies: list[GapBody | DegradedBody] = [*self._gaps(ended[from_us], from_us)]
+        bodies += (_degraded(cause, self._name(chips)) for cause, chips in begun.items())
         if fields := self._fields_lost(spans):
             bodies.append(_degraded(FIELDS_LOST, fields))
-        # A reset is over with its span.
-        resets = [(chip, self._open.pop(chip)) for chip in sorted(self._open) if self._open[chip].cause == RESET]
-        return [*bodies, *self._gaps(resets, to_us)]
+        return [*bodies, *self._gaps(ended[to_us], to_us)]
 
     def so_far(self, now_us: int) -> list[GapBody]:
         """The losses that go on, up to ``now_us`` (UTC); each call's gaps contain those of the call before."""

@@ -97,9 +97,10 @@ UNREADABLE: Final[Slug] = "unreadable"
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A span of one chip that wasn't measured, and why."""
+    """A span of one chip that wasn't measured, and why. ``over``: the chip can be read again at the span's end."""
 
     cause: Slug
+    over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,11 @@ def measure(before: Reading | None, after: Reading | None, dt_us: int, error: Sl
     A counter that went backwards was reset: nothing says how much was lost, so the span is lost as a whole.
     """
     if before is None or after is None:
-        return Lost(error or UNREADABLE)
+        return Lost(error or UNREADABLE, after is not None)
     for name in COUNTERS:
         old, new = getattr(before, name), getattr(after, name)
         if old is not None and new is not None and new < old:
-            return Lost(RESET)
+            return Lost(RESET, True)
     sums: list[int | None] = []
     for rule in _SUMS:
         value: int | None = None
