@@ -2,7 +2,7 @@
 
     estimate(row, chip, "bf16", table)
       undeclared   low 1.7e14 ≤ best 2.9e15 ≤ high 7.3e15      rests on counters
-      declared     low 2.7e15 ≤ best 2.9e15 ≤ high 4.3e15      also on the word "bf16"
+      declared     low 2.7e15 ≤ best 2.9e15 ≤ high 4.2e15      also on the word "bf16"
 
 FLOP are floating-point additions and multiplications, an FMA is two; comparisons, conversions, special functions
 and integer operations are none. Sparse tensor instructions count what they execute.

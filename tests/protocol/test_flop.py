@@ -1,6 +1,7 @@
 """FLOP of a usage row: exact formulas, and what must hold for any row."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from keyturn_protocol.chips import PIPE_OF, ChipSpec, chip_table
+from keyturn_protocol.chips import PIPE_OF, ChipSpec, chip_table, parse_chip_table
 from keyturn_protocol.entries import FIELDS, Chip
 from keyturn_protocol.flop import ZERO, Estimate, Interval, Verdict, estimate, estimate_gap, verdict
 from keyturn_protocol.ids import GAP
@@ -192,9 +193,11 @@ def test_energy_tightens_where_there_is_no_tensor_counter():
     assert of(make_row(energy_mj=400 * 3_600 * 1_000), A100) == of(make_row(memory_mib_max=1), A100)
 
 
-def test_energy_rounds_up():
-    row = make_row(1_000_000, energy_mj=10_001)
-    assert of(row, A100).undeclared.high == 10_001 * 3_750_000_000
+def test_energy_rounds_up_and_never_widens(repo: Path):
+    data = (repo / "protocol/keyturn_protocol/chips.toml").read_text()
+    odd = parse_chip_table(data.replace("value = 3_750_000_000_000", "value = 3_750_000_000_001").encode())
+    done = estimate(make_row(1_000_000, energy_mj=10_001), A100, None, odd)
+    assert done.undeclared.high == 10_001 * 3_750_000_000 + 11
     assert of(make_row(1, energy_mj=1), A100).undeclared.high == 1410 * 108 * 2560
 
 
