@@ -64,6 +64,8 @@ class Report:
     chips: int
     until_us: int
     chip_table: str
+    chip_table_claimed: str
+    """The version that the exporter used; totals hold no FLOP, so a newer table contradicts nothing."""
     checkpoint: Checkpoint | None
     seen: Checkpoint | None
     case: str | None = None
@@ -188,6 +190,7 @@ def conclude(
         chips=len({uuid for _, _, uuid in chips}),
         until_us=manifest.export.until_us,
         chip_table=table.version,
+        chip_table_claimed=manifest.export.chip_table,
         checkpoint=verifier_log.checkpoint,
         seen=seen,
         case=manifest.export.case,

@@ -1,0 +1,70 @@
+"""``keyturn``: the program. Only this module turns errors into messages and exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from keyturn_cli import __version__
+from keyturn_cli.commands import audit, demo, read
+from keyturn_cli.errors import CliError, Exit
+from keyturn_cli.output import complain
+from keyturn_protocol.errors import ProtocolError
+
+app = typer.Typer(
+    name="keyturn",
+    help="Who ran how much compute, on which chips, in a form that a stranger can check.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("nodes")(read.nodes)
+app.command("workloads")(read.workloads)
+app.command("usage")(read.usage)
+app.command("findings")(read.findings)
+app.command("audit")(audit.audit)
+app.command("demo")(demo.demo)
+
+_Usage: Any = typer.BadParameter.__mro__[2]
+"""What all errors of the command line have in common, wherever this version of typer keeps it."""
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"keyturn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    """Who ran how much compute, on which chips, in a form that a stranger can check."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """One call of the program; returns its exit code: 0 fine, 1 rejected, 2 usage, 3 could not decide."""
+    try:
+        return int(app(arguments, prog_name="keyturn", standalone_mode=False) or Exit.FINE)
+    except CliError as error:
+        complain(str(error), error.hint)
+        return error.exit
+    except ProtocolError as error:
+        complain(str(error))
+        return Exit.REJECTED
+    except _Usage as error:
+        if message := error.format_message():  # empty: there was no command, and the help was shown
+            complain(message[0].lower() + message[1:].rstrip("."), "keyturn --help")
+        return Exit.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Whoever read the results has had enough; the interpreter must not complain about the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FINE
