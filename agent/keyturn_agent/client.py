@@ -9,7 +9,8 @@ from urllib3.exceptions import HTTPError
 from keyturn_agent import __version__
 from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
-from keyturn_protocol.api import JOIN, LOG, SEGMENT_TYPE, SEGMENTS
+from keyturn_protocol.api import JOIN, LOG, SEGMENT_TYPE, SEGMENTS, head_path
+from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.limits import NOTE_BYTES
 
 _ANSWER_BYTES: Final = 4 * NOTE_BYTES
@@ -39,6 +40,10 @@ class HttpVerifier:
 
     def send_segment(self, frame: bytes) -> Answer:
         return self._exchange("POST", SEGMENTS, frame, SEGMENT_TYPE)
+
+    def head(self, origin: str) -> Answer:
+        name = parse_origin(origin)
+        return self._exchange("GET", head_path(name.node_id, name.incarnation))
 
     def log_checkpoint(self) -> Answer:
         return self._exchange("GET", f"{LOG}/checkpoint")

@@ -9,7 +9,18 @@ from typing import Literal
 from keyturn_agent.errors import DamagedError, StoreError, UnreachableError
 from keyturn_agent.ports import Answer, Random, Verifier
 from keyturn_agent.spool import Spool, Upload
-from keyturn_agent.uploader import Ended, Keys, Outcome, Progress, Receipted, Resume, Retry, RolledBack, judge
+from keyturn_agent.uploader import (
+    Ended,
+    Keys,
+    Outcome,
+    Progress,
+    Receipted,
+    Resume,
+    Retry,
+    RolledBack,
+    judge,
+    judge_head,
+)
 from keyturn_protocol.checkpoint import open_checkpoint
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.keys import VerifierKey
@@ -49,6 +60,7 @@ class Courier:
         self._leave: Leave | None = None
         self._hurry = self._stop = False
         self._more = False
+        self._asked = True
         self._last_error: str | None = None
         self._quote: tuple[int, str] | None = None
         self._quoted_at = float("-inf")
@@ -56,9 +68,13 @@ class Courier:
 
     # -- for the daemon's thread
 
-    def carry(self, spool: Spool, node_key: VerifierKey) -> None:
-        """From here on upload this log, from the first entry that has no receipt."""
+    def carry(self, spool: Spool, node_key: VerifierKey, *, ask: bool) -> None:
+        """From here on upload this log, from the first entry that has no receipt.
+
+        :param ask: first ask the verifier for its newest head of the log, see :attr:`asked`.
+        """
         with self._changed:
+            self._asked = not ask
             self._spool, self._keys = spool, Keys(node_key, self._receipt_key)
             self._progress, self._leave, self._more = Progress(spool.receipted), None, True
             self._changed.notify_all()
@@ -71,6 +87,17 @@ class Courier:
         with self._changed:
             self._more = True
             self._changed.notify_all()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the verifier has said, or failed to say, which head of this log it has."""
+        with self._changed:
+            return self._asked
+
+    def wait_asked(self, seconds: float) -> None:
+        """Wait for :attr:`asked`, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._asked or self._stop, seconds)
 
     def leave(self) -> Leave | None:
         """Whether the log is to be left, and why."""
@@ -126,10 +153,29 @@ class Courier:
                 if self._stop:
                     return
                 self._more = False
+            self._ask()
             self._pause(self._random.fraction_ppm() / 1e6 * self._jitter_s)
             while self._step():
                 pass
             self._fetch_checkpoint()
+
+    def _ask(self) -> None:
+        """Compare the verifier's newest head of the log with ours, once, before anything new is signed."""
+        with self._changed:
+            spool, keys = self._spool, self._keys
+            if self._asked or spool is None or keys is None:
+                return
+        try:
+            outcome = judge_head(self._verifier.head(keys.node.name), keys, spool.root_at, spool.end)
+            if isinstance(outcome, RolledBack):
+                self._ask_to_leave(keys, "rollback", outcome.why)
+        except UnreachableError as error:
+            logger.warning("%s", error)
+        except DamagedError as error:
+            self._ask_to_leave(keys, "damaged", str(error))
+        with self._changed:
+            self._asked = True
+            self._changed.notify_all()
 
     def _step(self) -> bool:
         """One exchange; returns whether to go on."""

@@ -57,7 +57,7 @@ class Daemon:
         :raises StoreError: the disk failed; nothing was signed that isn't kept.
         """
         self._courier.start()
-        self._carry()
+        self._carry(ask=True)
         try:
             self._write([self._inventory])
             reason = self._meter()
@@ -132,7 +132,9 @@ class Daemon:
         now = self._clock.now()
         self._seal_at_us = now.mono_us + self._config.checkpoint_us
         self._write(self._losses.so_far(now.mono_us + self._anchor_us))
-        if self._store.log.seal():
+        leave = self._courier.leave()
+        # A log that was rolled back signs no more, and until the verifier was asked nobody knows.
+        if self._courier.asked and (leave is None or leave.reason != "rollback") and self._store.log.seal():
             self._courier.wake()
         self._say()
 
@@ -144,17 +146,17 @@ class Daemon:
         now_s = self._real_s()
         if leave is None or not self._store.may_open_next(now_s, self._config.incarnation_s):
             return
-        # What was measured so far belongs to the log that is left: its bytes are kept.
+        # What was measured so far belongs to the log that is left. Its bytes are kept and nothing more is signed:
+        # after a rollback that would be a second head of some size.
         self._write(self._sampler.flush())
-        self._store.log.seal()
         self._store.next_incarnation(leave.reason, leave.why, self._store.stamp(self._clock), now_s)
         logger.warning("opened %s (%s)", self._store.log.name.origin, leave.reason)
-        self._carry()
+        self._carry(ask=False)
         self._write([self._inventory, *self._workloads.present()])
         self._checkpoint()
 
-    def _carry(self) -> None:
-        self._courier.carry(self._store.log.spool, self._store.log.key)
+    def _carry(self, *, ask: bool) -> None:
+        self._courier.carry(self._store.log.spool, self._store.log.key, ask=ask)
 
     def _say(self) -> None:
         log = self._store.log
@@ -178,6 +180,7 @@ class Daemon:
     def _shut_down(self, reason: str) -> None:
         self._write(self._losses.so_far(self._clock.now().mono_us + self._anchor_us))
         self._write([ShutdownBody(reason=reason)])
+        self._courier.wait_asked(self._config.drain_s)
         self._checkpoint()
 
     def _drain(self) -> bool:

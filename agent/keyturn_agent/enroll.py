@@ -172,7 +172,7 @@ def _first_log(folder: Path, enrolment: Enrolment, clock: Clock) -> NodeLog:
 def _send(log: NodeLog, pinned: Pinned, verifier: Verifier, random: Random, patience_s: float) -> None:
     """Step 4."""
     courier = Courier(verifier, pinned.receipt_key, pinned.log_key, random, jitter_s=0)
-    courier.carry(log.spool, log.key)
+    courier.carry(log.spool, log.key, ask=False)
     courier.start()
     try:
         if courier.drain(patience_s):

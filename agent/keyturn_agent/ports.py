@@ -176,6 +176,10 @@ class Verifier(Protocol):
 
     def send_segment(self, frame: bytes) -> Answer: ...
 
+    def head(self, origin: str) -> Answer:
+        """The newest checkpoint that the verifier has of a node's log, with its receipt."""
+        ...
+
     def log_checkpoint(self) -> Answer: ...
 
 

@@ -116,8 +116,24 @@ def _behind(problem: Problem, keys: Keys, root_at: Callable[[int], Hash | None],
     if problem.checkpoint is None:
         # The verifier knows the log and has nothing of it: everything is sent again, which proves nothing wrong.
         return Resume(0, None)
+    return _compare(problem.checkpoint.encode("utf-8", "replace"), keys, root_at, size, after_s)
+
+
+def judge_head(answer: Answer, keys: Keys, root_at: Callable[[int], Hash | None], size: int) -> Outcome:
+    """What the verifier's newest head of our log means for a folder whose newest signed head is ``size``.
+
+    Asked before anything new is signed: a folder that was restored from a backup would otherwise sign a second
+    head of a size that it has forgotten.
+    """
+    if answer.status != 200:
+        return Retry(_say(answer, _problem(answer)), 0, alarm=False)
+    return _compare(answer.body, keys, root_at, size, 0)
+
+
+def _compare(cosigned: bytes, keys: Keys, root_at: Callable[[int], Hash | None], size: int, after_s: int) -> Outcome:
+    """Hold a head with our signature against what this folder has signed."""
     try:
-        note = parse_note(problem.checkpoint.encode("utf-8", "replace"))
+        note = parse_note(cosigned)
         head = open_checkpoint(note, keys.node)
     except ProtocolError as error:
         return Retry(f"the verifier is behind a head that we didn't sign: {error}", after_s, alarm=True)

@@ -96,6 +96,13 @@ class FakeVerifier:
         with self.lock:
             return self._answer("segment", self._receive(decompress(frame)))
 
+    def head(self, origin: str) -> Answer:
+        log = self.logs.get(origin)
+        cosigned = None if log is None else log.head.cosigned()
+        if cosigned is None:
+            return self._answer("head", refusal(ProblemCode.UNKNOWN_LOG))
+        return self._answer("head", Answer(200, "text/plain", None, cosigned))
+
     def log_checkpoint(self) -> Answer:
         key = self.pinned.log_key
         head = Checkpoint(key.name, len(self.calls) + 1, Hash(sha256(b"any").digest()))
@@ -211,7 +218,11 @@ def over_http(verifier: FakeVerifier) -> Any:
             self._reply(verifier.join(body) if self.path == "/v1/join" else verifier.send_segment(body))
 
         def do_GET(self) -> None:
-            self._reply(verifier.log_checkpoint())
+            if self.path == "/log/checkpoint":
+                self._reply(verifier.log_checkpoint())
+            else:
+                _, _, _, node, incarnation, _ = self.path.split("/")
+                self._reply(verifier.head(f"{DEPLOYMENT}/node/{node}/{incarnation}"))
 
         def _reply(self, answer: Answer) -> None:
             self.send_response(answer.status)

@@ -8,7 +8,7 @@ from keyturn_agent.ports import Reading, Sample
 from keyturn_agent.recording import Header, RecordedSample, Workload, format_recording
 from keyturn_protocol.entries import Chip, Share, ShareClass
 
-NOTHING = Reading(**dict.fromkeys(Reading.__struct_fields__))  # type: ignore[arg-type]
+NOTHING = Reading(**dict.fromkeys(Reading.__struct_fields__))
 
 
 def reading(**values: int | None) -> Reading:

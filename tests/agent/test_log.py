@@ -174,9 +174,7 @@ def intended_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signer: Recor
     raise AssertionError
 
 
-def test_entries_under_an_intended_head_are_never_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entries_under_an_intended_head_are_never_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signer = Recorder()
     folder = intended_only(tmp_path, monkeypatch, signer)
     tail = (folder / "tail").read_bytes()

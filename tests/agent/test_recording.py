@@ -1,6 +1,7 @@
 """Recordings: what is written is read, and anything else is refused with its line."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,9 @@ TWO = (recorded(0, reading()), recorded(10, reading()))
         ),
         (
             lines(
-                header(), recorded(0, reading(), shares=(share(0, "run:a", 600_000), share(0, "run:b", 600_000))), TWO[1]
+                header(),
+                recorded(0, reading(), shares=(share(0, "run:a", 600_000), share(0, "run:b", 600_000))),
+                TWO[1],
             ),
             "shares of chip 0 up to 1000000 ppm (got 1200000)",
         ),
@@ -75,7 +78,7 @@ def test_a_loop_goes_on_where_it_was() -> None:
     while (due := source.due_us(0)) is not None:
         samples.append(source.read(due))
     assert [s.mono_us for s in samples] == [1_000 + s * 1_000_000 for s in range(10)]
-    spans = [measure(a.chips[0], b.chips[0], 1_000_000) for a, b in zip(samples, samples[1:], strict=False)]
+    spans = [measure(a.chips[0], b.chips[0], 1_000_000) for a, b in pairwise(samples)]
     assert {span.sums[0] for span in spans if isinstance(span, Span)} == {300_000 * 10**6}
     assert all(isinstance(span, Span) for span in spans)
 

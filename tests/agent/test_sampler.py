@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -49,9 +50,7 @@ def test_counters_are_preferred_to_ratios() -> None:
     (body,) = meter(
         [
             sample(0, reading(energy_mj=5, power_mw=1, tensor_kcycles=10_000, tensor_ppm=1, sm_clock_mhz=1)),
-            sample(
-                1_000_000, reading(energy_mj=305, power_mw=1, tensor_kcycles=27_500, tensor_ppm=1, sm_clock_mhz=1)
-            ),
+            sample(1_000_000, reading(energy_mj=305, power_mw=1, tensor_kcycles=27_500, tensor_ppm=1, sm_clock_mhz=1)),
         ]
     )
     assert body.energy_mj == [300]
@@ -186,9 +185,11 @@ def test_entries_add_up_to_the_rounded_whole(
     steps: list[tuple[int, tuple[int, int, int] | None, int | None]], interval_us: int, offset_us: int
 ) -> None:
     samples = build(steps)
-    exact: dict[str, Fraction] = dict.fromkeys(("energy_mj", "elapsed_mcycles", "busy_us", "tensor_mcycles"), Fraction(0))
+    exact: dict[str, Fraction] = dict.fromkeys(
+        ("energy_mj", "elapsed_mcycles", "busy_us", "tensor_mcycles"), Fraction(0)
+    )
     lengths = 0
-    for old, new in zip(samples, samples[1:], strict=False):
+    for old, new in pairwise(samples):
         a, b, dt = old.chips[0], new.chips[0], new.mono_us - old.mono_us
         if a is None or b is None:
             continue

@@ -172,4 +172,4 @@ def test_going_back_and_forth_slows_down() -> None:
 
 def test_the_keys_are_of_their_kind() -> None:
     assert raw(VERIFIER.receipt_key) == KEYS.receipt.public_key
-    assert EMPTY_ROOT != ROOTS[1]
+    assert ROOTS[1] != EMPTY_ROOT
