@@ -177,16 +177,14 @@ class Stream:
     def explanation(self) -> None:
         """An entry that measures nothing, but may say why nothing is measured."""
         now = self.time_us
-        self.add(
-            *self.random.choice(
-                [
-                    ("heartbeat", {"verifier_checkpoint": None}),
-                    ("gap", {"chips": None, "from_us": now, "to_us": now, "cause": "driver_lost", "detail": None}),
-                    ("paused", {"for_us": 60_000_000, "reason": "firmware"}),
-                    ("shutdown", {"reason": "maintenance"}),
-                ]
-            )
-        )
+        bodies: dict[str, dict[str, Any]] = {
+            "heartbeat": {"verifier_checkpoint": None},
+            "gap": {"chips": None, "from_us": now, "to_us": now, "cause": "driver_lost", "detail": None},
+            "paused": {"for_us": 60_000_000, "reason": "firmware"},
+            "shutdown": {"reason": "maintenance"},
+        }
+        kind = self.random.choice([*bodies])
+        self.add(kind, bodies[kind])
 
     def step(self) -> None:
         case = self.random.random()
