@@ -104,8 +104,8 @@ class Committer:
                 detail = f"the node also signed {segment.checkpoint.root.hex()} for size {segment.end}"
                 findings.append(finding(FindingCode.FORK, segment.origin, detail, seq=segment.end - 1))
                 head = self._frozen(connection, log_id, change, "fork", rows, now_us)
-            case Invalid(segment=segment):
-                detail = f"signed entries {segment.start} … {segment.end - 1} break the format or the chain"
+            case Invalid(segment=segment, detail=why):
+                detail = f"signed entries {segment.start} … {segment.end - 1} break the format or the chain: {why}"
                 findings.append(finding(FindingCode.INVALID_ENTRIES, segment.origin, detail, seq=segment.end - 1))
                 head = self._frozen(connection, log_id, change, "invalid_entries", rows, now_us)
             case _:

@@ -1,0 +1,237 @@
+"""What is read out of the database: logs, rows, gaps, totals and findings, in the forms of the protocol.
+
+Rows, gaps and findings in entries are stored; what is missing up to now, FLOP, and findings in totals are
+computed here at read, by the same pure functions that the auditor runs.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
+
+from keyturn_protocol.api import NodeLog, WorkloadTotal
+from keyturn_protocol.canonical import parse
+from keyturn_protocol.chips import ChipTable
+from keyturn_protocol.entries import FIELDS, Chip, WorkloadStartedBody
+from keyturn_protocol.findings import Finding, FindingCode, Severity, in_totals, ranked
+from keyturn_protocol.ids import GAP, LogName, Origin, parse_origin
+from keyturn_protocol.segment import ChainState, node_key
+from keyturn_protocol.totals import LogEnd, missing_after, summarise
+from keyturn_protocol.usage import FoldState, Gap, UsageRow
+from keyturn_verifier.db.tables import finding, inventory, log, usage_gap, usage_hour, workload_started
+from keyturn_verifier.heads import state_of
+
+RowCursor = tuple[int, str, int, str, int, int]
+"""The primary key of a usage row."""
+NodeCursor = tuple[str, int]
+"""Node id and incarnation."""
+
+_ROW_KEY = (
+    usage_hour.c.log_id,
+    usage_hour.c.chip,
+    usage_hour.c.hour_s,
+    usage_hour.c.workload,
+    usage_hour.c.inventory_seq,
+    usage_hour.c.basis,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A part of the usage: hours from … to (POSIX seconds, whole hours), one workload. None: no limit."""
+
+    from_s: int | None = None
+    to_s: int | None = None
+    workload: str | None = None
+
+    def clauses(self) -> Iterator[ColumnElement[bool]]:
+        if self.from_s is not None:
+            yield usage_hour.c.hour_s >= self.from_s
+        if self.to_s is not None:
+            yield usage_hour.c.hour_s < self.to_s
+        if self.workload is not None:
+            yield usage_hour.c.workload == self.workload
+
+    def clip(self, gap: Gap) -> Gap | None:
+        """The part of a gap that lies in these hours."""
+        from_us = gap.from_us if self.from_s is None else max(gap.from_us, self.from_s * 1_000_000)
+        to_us = gap.to_us if self.to_s is None else min(gap.to_us, self.to_s * 1_000_000)
+        if from_us >= to_us or self.workload not in (None, GAP):
+            return None
+        if (from_us, to_us) == (gap.from_us, gap.to_us):
+            return gap
+        return Gap(
+            log=gap.log,
+            chip=gap.chip,
+            from_us=from_us,
+            to_us=to_us,
+            inventory_seq=gap.inventory_seq,
+            cause=gap.cause,
+        )
+
+
+EVERYTHING = Filter()
+
+
+def nodes(connection: Connection, after: NodeCursor | None, limit: int) -> list[NodeLog]:
+    """Logs by node and incarnation."""
+    query = select(log).order_by(log.c.node_id, log.c.incarnation).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(log.c.node_id, log.c.incarnation) > tuple_(*after))
+    return [_node(row) for row in connection.execute(query)]
+
+
+def _node(row: Row[Any]) -> NodeLog:
+    chain: ChainState = parse(row.chain, ChainState)
+    state, reason = state_of(row.frozen, chain)
+    return NodeLog(
+        origin=row.origin,
+        node_id=row.node_id,
+        incarnation=row.incarnation,
+        organisation=row.organisation,
+        site=row.site,
+        vkey=str(node_key(row.origin, row.public_key)),
+        source=chain.source,
+        size=row.size,
+        chips=chain.chips or 0,
+        last_entry_us=chain.time_us if row.size else None,
+        last_receipt_s=row.receipt_s,
+        state=state,
+        reason=reason,
+    )
+
+
+def origins(connection: Connection) -> dict[int, Origin]:
+    """Every log's origin by its id."""
+    return {row.id: Origin(row.origin) for row in connection.execute(select(log.c.id, log.c.origin))}
+
+
+def usage_page(
+    connection: Connection, wanted: Filter, after: RowCursor | None, limit: int
+) -> tuple[list[UsageRow], RowCursor | None]:
+    """Some usage rows in the order of their keys, and the key of the last one if it may not be the end."""
+    query = select(usage_hour, log.c.origin).join(log, log.c.id == usage_hour.c.log_id).where(*wanted.clauses())
+    if after is not None:
+        query = query.where(tuple_(*_ROW_KEY) > tuple_(*after))
+    rows = connection.execute(query.order_by(*_ROW_KEY).limit(limit)).all()
+    last = rows[-1] if len(rows) == limit else None
+    cursor = None if last is None else tuple(getattr(last, column.name) for column in _ROW_KEY)
+    return [_usage_row(row, row.origin) for row in rows], cursor
+
+
+def usage_rows(connection: Connection, names: dict[int, Origin], wanted: Filter = EVERYTHING) -> Iterator[UsageRow]:
+    """All usage rows of a part of the usage, in the order of their keys."""
+    query = select(usage_hour).where(*wanted.clauses()).order_by(*_ROW_KEY)
+    for row in connection.execute(query):
+        yield _usage_row(row, names[row.log_id])
+
+
+def _usage_row(row: Row[Any], origin: Origin) -> UsageRow:
+    # Columns are in the order of the table: log_id, the rest of the key, time_us, samples, the fields.
+    return UsageRow(log=origin, **dict(zip(_ROW_FIELDS, row[1:], strict=False)))
+
+
+_ROW_FIELDS = ("chip", "hour_s", "workload", "inventory_seq", "basis", "time_us", "samples", *FIELDS)
+
+
+def stored_gaps(connection: Connection, names: dict[int, Origin]) -> list[Gap]:
+    """Gaps inside of logs."""
+    return [
+        Gap(
+            log=names[row.log_id],
+            chip=row.chip,
+            from_us=row.from_us,
+            to_us=row.to_us,
+            inventory_seq=row.inventory_seq,
+            cause=row.cause,
+        )
+        for row in connection.execute(select(usage_gap))
+    ]
+
+
+def missing(connection: Connection, until_us: int) -> list[Gap]:
+    """What is missing after the end of every log; never stored, since it grows by itself."""
+    query = select(log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.genesis_us).order_by(
+        log.c.node_id, log.c.incarnation.desc()
+    )
+    gaps: list[Gap] = []
+    node, next_genesis_us = None, None
+    for row in connection.execute(query):
+        if row.node_id != node:
+            node, next_genesis_us = row.node_id, None
+        chain: ChainState = parse(row.chain, ChainState)
+        fold: FoldState = parse(row.fold, FoldState)
+        end = LogEnd(Origin(row.origin), chain.source, chain.time_us, fold, next_genesis_us)
+        gaps += missing_after(end, until_us)
+        next_genesis_us = next_genesis_us if row.genesis_us is None else row.genesis_us
+    return gaps
+
+
+def chips(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str, int, str], Chip]:
+    """Every chip as each inventory describes it."""
+    found: dict[tuple[str, int, str], Chip] = {}
+    for row in connection.execute(select(inventory)):
+        listed: list[Chip] = parse(row.chips, list[Chip])
+        found |= {(names[row.log_id], row.seq, chip.uuid): chip for chip in listed}
+    return found
+
+
+def started(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str, str], list[WorkloadStartedBody]]:
+    """What logs say about workloads, in order."""
+    found: dict[tuple[str, str], list[WorkloadStartedBody]] = {}
+    query = select(workload_started).order_by(workload_started.c.log_id, workload_started.c.seq)
+    for row in connection.execute(query):
+        found.setdefault((names[row.log_id], row.workload), []).append(parse(row.body, WorkloadStartedBody))
+    return found
+
+
+def workloads(connection: Connection, wanted: Filter, until_us: int, table: ChipTable) -> list[WorkloadTotal]:
+    """Totals by workload. Silence up to ``until_us`` counts as a gap."""
+    names = origins(connection)
+    gaps = (wanted.clip(gap) for gap in _gaps(connection, names, until_us))
+    return summarise(
+        usage_rows(connection, names, wanted),
+        [gap for gap in gaps if gap is not None],
+        chips(connection, names),
+        started(connection, names),
+        table,
+    )
+
+
+def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> list[Gap]:
+    return [*stored_gaps(connection, names), *missing(connection, until_us)]
+
+
+def findings(connection: Connection, until_us: int, table: ChipTable) -> list[Finding]:
+    """All findings, the most severe first."""
+    names = origins(connection)
+    found = [*_stored_findings(connection, names)]
+    found += in_totals(
+        usage_rows(connection, names),
+        _gaps(connection, names, until_us),
+        chips(connection, names),
+        lambda chip: table.lookup(chip) is not None,
+    )
+    return ranked(found)
+
+
+def _stored_findings(connection: Connection, names: dict[int, Origin]) -> Iterable[Finding]:
+    for row in connection.execute(select(finding)):
+        yield Finding(
+            code=FindingCode(row.code),
+            severity=Severity(row.severity),
+            origin=names[row.log_id],
+            seq=row.seq,
+            from_us=row.from_us,
+            to_us=row.to_us,
+            detail=row.detail,
+        )
+
+
+def logs(connection: Connection) -> list[tuple[int, LogName, Any]]:
+    """Every log for an export: its id, its name, and organisation, site, size and key."""
+    query = select(log.c.id, log.c.origin, log.c.organisation, log.c.site, log.c.size, log.c.public_key).order_by(
+        log.c.node_id, log.c.incarnation
+    )
+    return [(row.id, parse_origin(row.origin), row) for row in connection.execute(query)]
