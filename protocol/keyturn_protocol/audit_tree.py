@@ -106,8 +106,10 @@ def _rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
     keys: dict[str, str] = {}
     sizes: dict[str, int] = {}
     frozen: set[str] = set()
+    newest_us = 0
     for leaf in leaves:
-        message = None
+        message = None if leaf.time_us >= newest_us else "time went back"
+        newest_us = max(newest_us, leaf.time_us)
         match leaf:
             case Init(body=init):
                 claimed = (init.deployment, init.log_vkey, init.receipt_vkey)
@@ -128,8 +130,9 @@ def _rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
                 if stopped.origin not in keys:
                     message = f"{stopped.origin} was not enrolled here"
                 frozen.add(stopped.origin)
-            case Export():
-                pass
+            case Export(body=export):
+                if export.until_us != leaf.time_us:
+                    message = "an export that counts silence up to another moment than its own"
             case _:
                 assert_never(leaf)
         if message is not None or (leaf.index == 0 and not isinstance(leaf, Init)):
