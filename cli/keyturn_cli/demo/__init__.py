@@ -1,0 +1,1 @@
+"""``keyturn demo``: from recordings to an audited number and a forgery that fails, on one machine."""
