@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from keyturn_agent.attribution import Workloads
 from keyturn_agent.config import Config
@@ -15,6 +16,8 @@ from keyturn_agent.store import Store
 from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, ShutdownBody
 
 logger = logging.getLogger(__name__)
+
+_ASK_AGAIN_US: Final = 1_000_000
 
 
 class Daemon:
@@ -130,11 +133,14 @@ class Daemon:
     def _checkpoint(self) -> None:
         """Say what is still missing, seal, and tell the courier."""
         now = self._clock.now()
+        leave = self._courier.leave()
+        if not self._courier.asked or (leave is not None and leave.reason == "rollback"):
+            # A log that was rolled back signs no more, and until the verifier was asked nobody knows.
+            self._seal_at_us = now.mono_us + _ASK_AGAIN_US
+            return
         self._seal_at_us = now.mono_us + self._config.checkpoint_us
         self._write(self._losses.so_far(now.mono_us + self._anchor_us))
-        leave = self._courier.leave()
-        # A log that was rolled back signs no more, and until the verifier was asked nobody knows.
-        if self._courier.asked and (leave is None or leave.reason != "rollback") and self._store.log.seal():
+        if self._store.log.seal():
             self._courier.wake()
         self._say()
 

@@ -20,7 +20,7 @@ from keyturn_agent.log import NodeLog, Opened
 from keyturn_agent.ports import Clock, Random, Signer, Stamp, Verifier
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.store import Boots, FolderLock, make_folder, read_enrolment
-from keyturn_protocol.api import STATUS, JoinRequest, JoinResponse, Problem, ProblemCode
+from keyturn_protocol.api import STATUS, JoinRequest, JoinResponse, Problem
 from keyturn_protocol.canonical import decode, encode, parse
 from keyturn_protocol.entries import Source
 from keyturn_protocol.errors import ProtocolError
@@ -80,11 +80,12 @@ def _join(folder: Path, url: str, token: str, pinned: Pinned, source: Source, ve
     answer = verifier.join(encode(JoinRequest(token=token, vkey=str(node_key(name.origin, signer.public_key)))))
     if answer.status != 200:
         problem = _problem(answer.body)
-        if known is not None and problem is not None and problem.code == ProblemCode.ALREADY_ENROLLED:
-            # The genesis arrived and its receipt was lost: sending it again gets the same one.
-            return known
         if problem is None or answer.status >= 500 or answer.status in (408, 429):
             raise UnreachableError("join", f"the verifier answered the join with HTTP {answer.status}; try again")
+        if known is not None:
+            # The first segment may have arrived and used the token up; sending it again gets the same receipt.
+            logger.info("join: %s; trying the first segment", problem.detail)
+            return known
         raise RefusedError(problem.code, f"the verifier refuses to enrol this host: {problem.detail}")
     try:
         response: JoinResponse = decode(answer.body, JoinResponse)
@@ -194,4 +195,4 @@ def _problem(body: bytes) -> Problem | None:
         problem: Problem = parse(body, Problem)
     except ProtocolError:
         return None
-    return problem if problem.code in STATUS else None
+    return problem if problem.code in {code.value for code in STATUS} else None

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_protocol.entries import Usage
+from tests.agent.fakes import TOKEN, FakeVerifier, over_http
 from tests.support.optional import require
 from tests.support.paths import REPO
 
@@ -34,9 +36,7 @@ NO_NETWORK = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError"
 
 def run(*command: str | Path, cwd: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Runs a program as a host would: no PYTHONPATH, nothing of the checkout in reach."""
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
-    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -80,8 +80,22 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replay_recording(host: Path, place: Path) -> None:
-    """Runs the agent of `host` on a recording until it ends, with its state in `place`."""
-    pytest.skip("agent: `keyturn-agent run` on a recording is not wired in here yet")
+    """Runs the agent of `host` on a recording until it ends, with its state in `place`.
+
+    The verifier is this process: the host has none.
+    """
+    verifier = FakeVerifier()
+    state, trust, token = place / "state", place / "trust.json", place / "token"
+    trust.write_bytes(verifier.pinned.data)
+    token.write_text(TOKEN)
+    agent = host / "keyturn-agent"
+    recording = REPO / "hardware_fixtures" / "h100_pcie_training" / "recording.jsonl"
+    with over_http(verifier) as url:
+        enroll = ["enroll", "--state", state, "--verifier", url, "--trust", trust, "--token-file", token]
+        assert "enrolled" in succeed(agent, *enroll, cwd=place)
+        succeed(agent, "run", "--state", state, "--recording", recording, "--fast", cwd=place)
+    assert any(isinstance(entry, Usage) for entry in verifier.entries())
+    assert '"spool_segments":0' in succeed(agent, "status", "--state", state, "--json", cwd=place)
 
 
 def test_agent_shows_its_help(host: Path, tmp_path: Path) -> None:
