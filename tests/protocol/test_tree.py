@@ -140,14 +140,14 @@ def test_damaged_proofs_fail(size: int, data: st.DataObject) -> None:
         if not proof or kind == "repeat":
             return [*proof[:at], LEAVES[0], *proof[at:]]
         one = proof[at]
-        changed: list[bytes] = {
+        changes: dict[str, list[bytes]] = {
             "flip": [bytes([one[0] ^ 1 << data.draw(st.integers(0, 7))]) + one[1:]],
-            "drop": list[bytes](),
+            "drop": [],
             "swap": [LEAVES[-1]],
             "short": [one[:31]],
             "long": [one + b"\0"],
-        }[kind]
-        return [*proof[:at], *map(Hash, changed), *proof[at + 1 :]]
+        }
+        return [*proof[:at], *map(Hash, changes[kind]), *proof[at + 1 :]]
 
     if (damaged := damage(inclusion)) != inclusion:
         assert refused(verify_inclusion, index, size, LEAVES[index], damaged, root)
