@@ -31,6 +31,9 @@ app.command("demo")(demo.demo)
 _Usage: Any = typer.BadParameter.__mro__[2]
 """What all errors of the command line have in common, wherever this version of typer keeps it."""
 
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C, as shells do."""
+
 
 def _version(show: bool) -> None:
     if show:
@@ -50,7 +53,7 @@ def _top(
 def main(arguments: Sequence[str] | None = None) -> int:
     """One call of the program; returns its exit code: 0 fine, 1 rejected, 2 usage, 3 could not decide."""
     try:
-        return int(app(arguments, prog_name="keyturn", standalone_mode=False) or Exit.FINE)
+        code = int(app(arguments, prog_name="keyturn", standalone_mode=False) or Exit.FINE)
     except CliError as error:
         complain(str(error), error.hint)
         return error.exit
@@ -61,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if message := error.format_message():  # empty: there was no command, and the help was shown
             complain(message[0].lower() + message[1:].rstrip("."), "keyturn --help")
         return Exit.USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted")
-        return 130
     except BrokenPipeError:
         # Whoever read the results has had enough; the interpreter must not complain about the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FINE
+    if code == INTERRUPTED:
+        complain("interrupted")
+    return code

@@ -38,7 +38,8 @@ def locate(data: bytes, end: int, prev: str, frontier: Frontier, error: Protocol
     if start + len(lines) < end:
         return f"entry {start + len(lines)} was changed or cut off: {error}", start + len(lines)
     if error.code is Code.WRONG_ROOT:
-        return f"entry {end - 1} or the checkpoint after it was changed: {error}", end - 1
+        # The head is the node's and every link holds: the last entry, unless a forger linked a whole tail again.
+        return f"entry {end - 1} was changed, or earlier ones with their links: {error}", end - 1
     return str(error), None
 
 

@@ -99,8 +99,9 @@ class Story:
             self._say(f"{recording.story}: metered, logged, signed, uploaded, receipted")
 
     def _token(self, *what: str) -> str:
-        command = ("keyturn-verifier", "token", "create", "--state", self.state, "--expires", "1h", *what)
-        return self.children.run("keyturn-verifier token", *command).strip()
+        run, state = self.children.run, self.state
+        name = "keyturn-verifier token"
+        return run(name, "keyturn-verifier", "token", "create", "--state", state, "--expires", "1h", *what).strip()
 
     def _totals(self, url: str) -> None:
         self._step("what the verifier adds up: intervals, and what nobody measured beside them")
