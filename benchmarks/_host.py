@@ -48,7 +48,7 @@ class Host:
     deployment: str = "bench.example.org"
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)  # noqa: S311 - numbers to meter, not secrets
+        self.random = random.Random(self.seed)
         self.key = Ed25519PrivateKey.from_private_bytes(self.random.randbytes(32))
         self.public_key = self.key.public_key().public_bytes_raw()
         self.name = LogName(deployment(self.deployment), node_id_of(self.public_key), 1)

@@ -1,0 +1,249 @@
+"""Ingest on SQLite (WAL, synchronous=FULL): a batch by itself, and small segments over HTTP.
+
+service    256-entry segments of 8-GPU hosts through queue, thread and transaction, against the same bytes through
+           zstd, SHA-256, typed decode, one Ed25519 check and one plain durable write a batch. Bar: 0.5.
+http       6-entry segments (a minute of a host) over HTTP, in CPU seconds of the serving process, against the same
+           server doing nothing, plus SHA-256, typed decode, one verify, one sign, one group-committed insert.
+           Bar: 0.7. Hosts a core = 60 x receipts a CPU second.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import psutil
+import uvicorn
+from backports import zstd
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _host import Host
+from _report import best_of, report
+
+from keyturn_protocol.api import SEGMENT_TYPE, SEGMENTS
+from keyturn_protocol.entries import Entry
+from keyturn_protocol.keys import ed25519_public_key
+from keyturn_protocol.segment import parse_segment
+from keyturn_verifier import config, keyfiles, service, state
+from keyturn_verifier.clock import wall_clock
+from keyturn_verifier.server import bind, configure
+from tests.support.node import Client
+from tests.support.verifier import DEPLOYMENT, Verifier
+
+HOSTS, ROUNDS = 32, 4
+SMALL_HOSTS, SMALL_ROUNDS, SMALL_ENTRIES, CONNECTIONS = 400, 12, 6, 64
+
+
+@dataclass(frozen=True)
+class Load:
+    """Uploads by round; within a round one of each host."""
+
+    hosts: list[Host]
+    first: list[bytes]
+    rounds: list[list[bytes]]
+
+
+def make_load(hosts: int, rounds: int, entries: int) -> Load:
+    made = [Host(seed, DEPLOYMENT) for seed in range(hosts)]
+    first = [zstd.compress(h.segment(3)) for h in made]
+    return Load(made, first, [[zstd.compress(h.segment(entries)) for h in made] for _ in range(rounds)])
+
+
+def join(verifier: Verifier, load: Load) -> None:
+    token = verifier.join_token(len(load.hosts))
+    for host, frame in zip(load.hosts, load.first, strict=True):
+        assert verifier.client.join_with(str(host.vkey), token).status == 200
+        reply = verifier.client.post_raw(frame)
+        assert reply.status == 200, reply
+
+
+def limit_of(frames: list[bytes], keys: list[bytes]) -> Callable[[Path], None]:
+    """What no verifier can leave out: decompress, hash, decode, check one signature, write durably."""
+    decoder = msgspec.json.Decoder(Entry)
+
+    def work(out: Path) -> None:
+        with out.open("wb") as file:
+            for frame, key in zip(frames, keys, strict=True):
+                data = zstd.decompress(frame)
+                sha256(data).digest()
+                head, _, _ = data.partition(b"\n\n")
+                for line in head.split(b"\n"):
+                    decoder.decode(line)
+                segment = parse_segment(data)
+                ed25519_public_key(key).verify(segment.note.signatures[0].signature, segment.note.text)
+                file.write(frame)
+            file.flush()
+            os.fdatasync(file.fileno())
+
+    return work
+
+
+def service_alone() -> None:
+    load = make_load(HOSTS, ROUNDS, 256)
+    with tempfile.TemporaryDirectory() as folder, Verifier(Path(folder)) as verifier:
+        join(verifier, load)
+
+        async def one(frames: list[bytes]) -> None:
+            ingest = service.build(verifier.settings, verifier.engine, verifier.keys, wall_clock).ingest
+            ingest.start(asyncio.get_running_loop())
+            await asyncio.gather(*(ingest.submit(frame, plain=False) for frame in frames))
+            await asyncio.to_thread(ingest.stop)
+
+        times = []
+        for frames in load.rounds:
+            start = time.perf_counter()
+            asyncio.run(one(frames))
+            times.append(time.perf_counter() - start)
+        work = limit_of(load.rounds[0], [h.public_key for h in load.hosts])
+        limit_s = best_of(3, lambda: work(Path(folder) / "limit"))
+    report(
+        "ingest, service alone, sqlite synchronous=FULL",
+        seconds=min(times),
+        limit_s=limit_s,
+        bar=0.5,
+        segments=HOSTS,
+        entries=256,
+        entries_a_s=round(HOSTS * 256 / min(times)),
+    )
+
+
+def serve(folder: str, idle: bool, ready: "multiprocessing.connection.Connection") -> None:
+    """The serving process: a verifier, or the same server around an application that does nothing."""
+    if idle:
+        settings = uvicorn.Config(_Idle(), loop="uvloop", http="httptools", ws="none", lifespan="off", log_config=None)
+    else:
+        where = config.load(Path(folder) / "state")
+        engine = state.open_database(where, migrating=True)
+        settings = configure(service.build(where, engine, keyfiles.load(where.state, where.deployment), wall_clock))
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(settings)
+
+    async def run() -> None:
+        ready.send(listener.getsockname()[1])
+        await server.serve([listener])
+
+    settings.access_log = False
+    asyncio.run(run())
+
+
+class _Idle:
+    """Reads a body and answers with a receipt's worth of bytes."""
+
+    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        more = True
+        while more:
+            more = (await receive()).get("more_body", False)
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"120")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * 120})
+
+
+@contextlib.contextmanager
+def served(folder: str, *, idle: bool) -> Iterator[tuple[int, psutil.Process]]:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, idle, there))
+    process.start()
+    try:
+        port: int = here.recv()
+        Client(f"http://127.0.0.1:{port}").get("/healthz")
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.join()
+
+
+async def _send(port: int, rounds: list[list[bytes]]) -> None:
+    """Every connection has hosts of its own and sends their segments in order."""
+
+    async def connection(mine: list[list[bytes]]) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for frames in mine:
+            for body in frames:
+                head = f"POST {SEGMENTS} HTTP/1.1\r\nHost: x\r\nContent-Type: {SEGMENT_TYPE}\r\n"
+                writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                answer = await reader.readuntil(b"\r\n\r\n")
+                assert b" 200 " in answer.partition(b"\r\n")[0], answer
+                size = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                await reader.readexactly(size)
+        writer.close()
+
+    await asyncio.gather(*(connection([frames[i::CONNECTIONS] for frames in rounds]) for i in range(CONNECTIONS)))
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def over_http() -> None:
+    load = make_load(SMALL_HOSTS, SMALL_ROUNDS, SMALL_ENTRIES)
+    count = SMALL_HOSTS * SMALL_ROUNDS
+    with tempfile.TemporaryDirectory() as folder:
+        with Verifier(Path(folder)) as verifier:
+            join(verifier, load)
+        with served(folder, idle=False) as (port, process):
+            cpu, start = _cpu(process), time.perf_counter()
+            asyncio.run(_send(port, load.rounds))
+            wall_s, ours_s = time.perf_counter() - start, _cpu(process) - cpu
+        with served(folder, idle=True) as (port, process):
+            cpu = _cpu(process)
+            asyncio.run(_send(port, load.rounds))
+            idle_s = _cpu(process) - cpu
+        frames = [frame for frames in load.rounds for frame in frames]
+        limit_s = idle_s + _least(Path(folder), frames, [h.public_key for h in load.hosts] * SMALL_ROUNDS)
+    report(
+        "receipts over http, sqlite synchronous=FULL",
+        seconds=ours_s,
+        limit_s=limit_s,
+        bar=0.7,
+        segments=count,
+        entries=SMALL_ENTRIES,
+        receipts_a_cpu_s=round(count / ours_s),
+        hosts_a_core=round(60 * count / ours_s),
+        wall_s=round(wall_s, 2),
+    )
+
+
+def _least(folder: Path, frames: list[bytes], keys: list[bytes]) -> float:
+    """CPU seconds of hash, decode, verify, sign and a group-committed insert for every frame."""
+    decoder, signer = msgspec.json.Decoder(Entry), Ed25519PrivateKey.generate()
+    store = sqlite3.connect(folder / "limit.db", isolation_level=None)
+    for line in (
+        "PRAGMA journal_mode=WAL",
+        "PRAGMA synchronous=FULL",
+        "CREATE TABLE s (id INTEGER PRIMARY KEY, b BLOB)",
+    ):
+        store.execute(line)
+    start = time.process_time()
+    for first in range(0, len(frames), CONNECTIONS):
+        batch = frames[first : first + CONNECTIONS]
+        for frame, key in zip(batch, keys[first : first + CONNECTIONS], strict=True):
+            data = zstd.decompress(frame)
+            sha256(data).digest()
+            for line in data.partition(b"\n\n")[0].split(b"\n"):
+                decoder.decode(line)
+            segment = parse_segment(data)
+            ed25519_public_key(key).verify(segment.note.signatures[0].signature, segment.note.text)
+            signer.sign(segment.note.text)
+        store.execute("BEGIN IMMEDIATE")
+        store.executemany("INSERT INTO s (b) VALUES (?)", [(frame,) for frame in batch])
+        store.execute("COMMIT")
+    spent = time.process_time() - start
+    store.close()
+    return spent
+
+
+if __name__ == "__main__":
+    service_alone()
+    over_http()
