@@ -186,6 +186,8 @@ def follow(
     :param hashes: the leaf hashes of ``lines``.
     :raises EntryError: names the first entry that is refused, with its reason's code.
     """
+    if len(lines) != len(hashes):
+        raise ValueError("a hash for each line")  # A short list would pass for a short segment.
     at = _Cursor(name, public_key, state)
     fast: list[Entry] | None = None
     if max(map(len, lines), default=0) <= ENTRY_BYTES:

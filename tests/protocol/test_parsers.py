@@ -318,6 +318,15 @@ def test_follow_stops_at_the_same_entry_however_the_lines_are_cut(data: st.DataO
     assert outcome(lines, len(lines)) == outcome(lines, 1) == outcome(lines, data.draw(st.integers(2, 9)))
 
 
+def test_follow_takes_a_hash_for_each_line() -> None:
+    """Fewer hashes than lines would leave lines unchecked."""
+    lines = parse_segment(content(WHOLE["segments"][0])).lines
+    name, public_key = parse_origin(WHOLE["origin"]), bytes.fromhex(WHOLE["public_key"])
+    for count in (len(lines) - 1, len(lines) + 1):
+        with pytest.raises(ValueError, match="a hash for each line"):
+            follow(name, public_key, start_of(name.origin), lines, [leaf_hash(b"")] * count)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=40), st.binary(max_size=80), st.binary(max_size=40))
 def test_verifying_nonsense(key: bytes, signature: bytes, message: bytes) -> None:
