@@ -119,7 +119,7 @@ def name(handle: Handle) -> str:
 def bus_id(handle: Handle) -> str:
     """As sysfs writes it: ``0000:3b:00.0``."""
     info = _call("nvmlDeviceGetPciInfo", handle)
-    function = info.busId.decode(errors="replace").rpartition(".")[2]
+    function = str(info.busId).rpartition(".")[2]
     return f"{info.domain:04x}:{info.bus:02x}:{info.device:02x}.{function or 0}"
 
 
@@ -161,9 +161,7 @@ def busy_percent(handle: Handle) -> int | None:
 
 def throttled(handle: Handle) -> int:
     """1 where power or heat holds the clocks down at this moment, else 0."""
-    reasons = _either(
-        "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons", handle
-    )
+    reasons = _either("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
     return 1 if reasons & _SLOWED else 0
 
 
@@ -289,9 +287,7 @@ class GpuProcess:
 
 def processes(handle: Handle) -> dict[int, int | None]:
     """pid → MiB of the processes that compute on a chip."""
-    found = _either(
-        "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2", handle
-    )
+    found = _either("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2", handle)
     # usedGpuMemory is None already where the driver has no value.
     return {p.pid: None if p.usedGpuMemory is None else p.usedGpuMemory // _MIB for p in found}
 

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from keyturn_agent.ports import Reading
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import NO_VALUE, UNKNOWN, NvmlFailure, Reach
-from keyturn_agent.sources.nvml_gpm import COUNTERS, RATES, RATIOS, Gpm
+from keyturn_agent.sources.nvml_gpm import COUNTERS, RATES, RATIOS, Gpm, divisor
 from keyturn_protocol.entries import FIELDS, Chip, Slug
 
 T = TypeVar("T")
@@ -110,14 +110,18 @@ class ChipReader:
         found = self._ask("nvmlDeviceGetComputeRunningProcesses", lambda: nvml.processes(handle))
         if found is None:
             return None
-        samples = self._ask(
-            "nvmlDeviceGetProcessUtilization", lambda: nvml.process_utilization(handle, self._asked_us)
-        )
+        samples = self._ask("nvmlDeviceGetProcessUtilization", lambda: nvml.process_utilization(handle, self._asked_us))
         self._asked_us = max([self._asked_us, *(at_us for _, _, at_us in samples or ())])
         return tuple(
             nvml.GpuProcess(pid, memory_mib, _mean_ppm([part for p, part, _ in samples or () if p == pid]))
             for pid, memory_mib in sorted(found.items())
         )
+
+    def counter_divisor(self, cycles: float, dt_us: int) -> int | None:
+        """:func:`.nvml_gpm.divisor` for this chip, by the clock that it has now."""
+        clock_mhz = self._ask(_CLOCK, lambda: nvml.sm_clock_mhz(self.identity.clock_handle))
+        chip = self.identity.chip
+        return divisor(cycles, dt_us, clock_mhz, chip.clock_max_mhz, chip.sms)
 
     def close(self) -> None:
         if self.gpm is not None:
@@ -206,31 +210,31 @@ def _methods(reading: Reading) -> dict[str, Slug]:
     clock = reading.sm_clock_mhz is not None
     found: dict[str, Slug] = {}
     if reading.energy_mj is not None:
-        found["energy_mj"] = "energy_counter"
+        found["energy_mj"] = "total_energy"
     elif reading.power_mw is not None:
         found["energy_mj"] = "power_x_time"
     if reading.busy_ppm is not None:
         found["busy_us"] = "utilization"
     if reading.elapsed_kcycles is not None:
-        found["elapsed_mcycles"] = "gpm_counter"
+        found["elapsed_mcycles"] = "cycle_counter"
     elif clock:
-        found["elapsed_mcycles"] = "clock_x_time"
+        found["elapsed_mcycles"] = "sm_clock_x_time"
     for name, (counter, ratio) in _GPM_FIELDS.items():
         if getattr(reading, counter) is not None:
-            found[name] = "gpm_counter"
+            found[name] = "cycle_counter"
         elif clock and getattr(reading, ratio) is not None:
-            found[name] = "gpm_ratio_x_clock"
+            found[name] = "ratio_x_sm_clock"
     if reading.dram_ppm is not None:
-        found["dram_busy_us"] = "gpm_ratio"
+        found["dram_busy_us"] = "ratio_x_time"
     for name in RATES:
         if getattr(reading, name) is not None:
-            found[name] = "gpm_rate_x_time"
+            found[name] = "rate_x_time"
     if reading.throttled_ppm is not None:
-        found["throttled_us"] = "clock_event_reasons"
+        found["throttled_us"] = "throttle_reasons"
     if reading.memory_mib is not None:
         found["memory_mib_max"] = "memory_info"
     if clock:
-        found["clock_mhz_max"] = "clock_info"
+        found["clock_mhz_max"] = "sm_clock"
     return found
 
 

@@ -53,9 +53,7 @@ RATES: Final[dict[str, int]] = {
 }
 """MiB/s."""
 FIELDS: Final = (*COUNTERS, *RATIOS, *RATES)
-_ALL: Final = tuple(
-    sorted({m for ids in (*COUNTERS.values(), *RATIOS.values()) for m in ids} | set(RATES.values()))
-)
+_ALL: Final = tuple(sorted({m for ids in (*COUNTERS.values(), *RATIOS.values()) for m in ids} | set(RATES.values())))
 ELAPSED: Final = 248
 IMPLAUSIBLE: Final[Slug] = "implausible_counter"
 _ROUNDING_PERCENT: Final = 105
@@ -94,6 +92,11 @@ class Gpm:
         self._divisor: int | None = None
         self._last: dict[int, float] = {}
         self._sums: dict[str, float] = {}
+
+    @property
+    def decided(self) -> bool:
+        """Whether :meth:`use_counters` was called."""
+        return self._divisor is not None or IMPLAUSIBLE in self._gone.values()
 
     def close(self) -> None:
         """Free the buffers; one that the driver refuses to free went with the library."""
@@ -167,9 +170,7 @@ class Gpm:
         ids = COUNTERS.get(name) or RATIOS.get(name) or (RATES[name],)
         return next((self._gone[m] for m in ids if m in self._gone), NO_VALUE)
 
-    def _counted(
-        self, name: str, ids: tuple[int, ...], last: dict[int, float], now: dict[int, float]
-    ) -> float | None:
+    def _counted(self, name: str, ids: tuple[int, ...], last: dict[int, float], now: dict[int, float]) -> float | None:
         if len(ids) == 1:
             return now.get(ids[0])
         growth = [now[m] - last[m] for m in ids if m in now and m in last]

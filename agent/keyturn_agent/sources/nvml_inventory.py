@@ -28,23 +28,25 @@ CORES_PER_SM: Final[dict[tuple[int, int], int]] = {
 """FP32 cores of an SM by compute capability (CUDA C++ Programming Guide): NVML counts cores, not SMs."""
 
 
-def discover() -> tuple[list[Identity], bool]:
-    """The chips in the order of the driver, each GPU before its MIG instances; and whether all answered.
+def discover() -> tuple[list[Identity], int]:
+    """The chips in the order of the driver, each GPU before its MIG instances; and how many GPUs didn't answer.
 
-    A GPU that is there and doesn't answer is left out here: who knew it before keeps it in the inventory.
+    Those are left out here: who knew them before keeps them in the inventory, and the scan of the PCI bus shows them.
 
-    :raises NvmlFailure: with reach SESSION.
+    :raises NvmlFailure: with reach SESSION, or when no GPU answers.
     """
     found: list[Identity] = []
-    whole = True
+    failures: list[NvmlFailure] = []
     for index in range(nvml.device_count()):
         try:
             found += _gpu(nvml.device(index))
         except NvmlFailure as failure:
             if failure.cause.reach is Reach.SESSION:
                 raise
-            whole = False
-    return found, whole
+            failures.append(failure)
+    if failures and not found:
+        raise failures[0]
+    return found, len(failures)
 
 
 def mig_uuids(parent: nvml.Handle) -> frozenset[str]:

@@ -32,6 +32,11 @@ class Worker:
         """Whether a job hasn't come back yet."""
         return self._last is not None and not self._last.done()
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that nobody has begun; more than one there never is."""
+        return self._jobs.qsize()
+
     def call(self, job: Callable[[], T], deadline_s: float) -> T:
         """What ``job`` returns or raises; called by one thread only.
 
@@ -52,6 +57,10 @@ class Worker:
     def stop(self) -> None:
         """End the thread once it is free; doesn't wait for it."""
         self._jobs.put(None)
+
+    def join(self) -> None:
+        """Wait for the end of the thread after :meth:`stop`."""
+        self._thread.join()
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
