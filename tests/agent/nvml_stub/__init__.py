@@ -1,0 +1,1 @@
+"""A stub of ``libnvidia-ml.so.1``, see README.md."""
