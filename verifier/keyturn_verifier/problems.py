@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 2
 _AGAIN: Final = frozenset({ProblemCode.BUSY, ProblemCode.OVERLOADED, ProblemCode.UNKNOWN_OUTCOME})
-_CLOSING: Final = frozenset({ProblemCode.TOO_LARGE, ProblemCode.TIMEOUT})
-"""What is left of the body isn't read then, so that the connection can't be used again."""
+_CLOSING: Final = frozenset({ProblemCode.TOO_LARGE, ProblemCode.TIMEOUT, ProblemCode.INTERNAL})
+"""The connection isn't used again: the rest of the body isn't read, or uvicorn closes it after an error."""
 _STATUS_CODES: Final = {
     400: ProblemCode.BAD_REQUEST,
     401: ProblemCode.UNAUTHORIZED,
@@ -61,7 +61,7 @@ def refusal_of(error: BaseException) -> Refusal:
         case ProtocolError():
             return Refusal(ProblemCode.BAD_REQUEST, str(error))
         case _:
-            log.error("unexpected error", exc_info=error)
+            # uvicorn logs it, with its trace, when the framework raises it again after the answer.
             return Refusal(ProblemCode.INTERNAL, "an error of the verifier; its operator finds it in the server's log")
 
 

@@ -28,28 +28,37 @@ def serve(settings: config.Config, host: str, port: int, port_file: Path | None,
         keys = keyfiles.load(settings.state, settings.deployment)
         engine = state.open_database(settings, migrating=True)
         try:
-            with _bind(host, port) as listener:
-                limits = settings.limits
-                uvicorn_config = uvicorn.Config(
-                    create_app(service.build(settings, engine, keys, clock)),
-                    http=_protocol(limits.first_byte_timeout_s),
-                    loop="uvloop",
-                    ws="none",
-                    lifespan="on",
-                    interface="asgi3",
-                    log_config=None,
-                    access_log=False,
-                    server_header=False,
-                    proxy_headers=False,
-                    limit_concurrency=limits.connections,
-                    timeout_graceful_shutdown=DRAIN_S,
-                )
-                _Server(uvicorn_config, listener, port_file).run_until_signal()
+            with bind(host, port) as listener:
+                built = service.build(settings, engine, keys, clock)
+                _Server(configure(built), listener, port_file).run_until_signal()
         finally:
             engine.dispose()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def configure(built: service.Service) -> uvicorn.Config:
+    """How uvicorn serves a verifier."""
+    limits = built.config.limits
+    return uvicorn.Config(
+        create_app(built),
+        http=_protocol(limits.first_byte_timeout_s),
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    :raises VerifierError: the address can't be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
