@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Literal
 
 from keyturn_protocol.api import ProblemCode
-from keyturn_protocol.entries import Entry, Genesis, Inventory, WorkloadStarted
+from keyturn_protocol.entries import Entry, Genesis, Inventory, Usage, WorkloadStarted
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.findings import Finding, in_entries
 from keyturn_protocol.ids import Hash, LogName
@@ -83,23 +83,23 @@ class Accepted:
     sha256: bytes
     head: Head
     """After the segment; its ``receipt`` is None until the shell has signed one."""
-    entries: tuple[Entry, ...]
+    events: tuple[Entry, ...]
+    """The entries besides usage, which is all in ``rows``: a batch of segments must not hold every column."""
     rows: Rows
     gaps: tuple[Gap, ...]
     findings: tuple[Finding, ...]
 
     @property
     def inventories(self) -> list[Inventory]:
-        return [e for e in self.entries if isinstance(e, Inventory)]
+        return [e for e in self.events if isinstance(e, Inventory)]
 
     @property
     def workloads(self) -> list[WorkloadStarted]:
-        return [e for e in self.entries if isinstance(e, WorkloadStarted)]
+        return [e for e in self.events if isinstance(e, WorkloadStarted)]
 
     @property
     def genesis(self) -> Genesis | None:
-        first = self.entries[0]
-        return first if isinstance(first, Genesis) else None
+        return next((e for e in self.events if isinstance(e, Genesis)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def decide(head: Head, segment: Segment, data: bytes, history: History) -> Decis
         segment=segment,
         sha256=sha256(data).digest(),
         head=Head(head.name, head.public_key, frontier, followed.state, folded.state, segment.note, None, head.frozen),
-        entries=followed.entries,
+        events=tuple(e for e in followed.entries if not isinstance(e, Usage)),
         rows=folded.rows,
         gaps=folded.gaps,
         findings=tuple(in_entries(origin, before, followed.entries)),
