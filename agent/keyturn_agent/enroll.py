@@ -16,7 +16,8 @@ from keyturn_agent import files
 from keyturn_agent.courier import Courier
 from keyturn_agent.enrolment import Enrolment, Pinned, genesis
 from keyturn_agent.errors import RefusedError, UnreachableError
-from keyturn_agent.log import NodeLog, Opened
+from keyturn_agent.log import NodeLog
+from keyturn_agent.log_files import Opened
 from keyturn_agent.ports import Clock, Random, Signer, Stamp, Verifier
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.store import Boots, FolderLock, make_folder, read_enrolment

@@ -7,6 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from keyturn_agent.errors import UsageError
+from keyturn_agent.identity import __version__, code_sha256
 from keyturn_protocol.api import Trust
 from keyturn_protocol.canonical import Hex32, Record, decode
 from keyturn_protocol.entries import GenesisBody, Previous, Source
@@ -14,8 +15,6 @@ from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment, log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
 from keyturn_protocol.limits import TRUST_BYTES
-
-from keyturn_agent.identity import __version__, code_sha256  # isort: skip
 
 
 class Enrolment(Record, frozen=True, kw_only=True):

@@ -16,18 +16,19 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from keyturn_agent import files
 from keyturn_agent.errors import DamagedError, StoreError
+from keyturn_agent.log_files import Intended, Opened, contradicts, format_line
 from keyturn_agent.ports import Signer, Stamp
 from keyturn_agent.spool import Spool
-from keyturn_protocol.canonical import Hex32, Record, Text, UInt, decode, encode, encode_record
+from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.entries import ENTRY_OF_BODY, Body, Entry, GenesisBody, RecoveredBody, parse_entry
+from keyturn_protocol.entries import Body, GenesisBody, RecoveredBody
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Hash, LogName
-from keyturn_protocol.limits import ENTRY_BYTES, SEGMENT_ENTRIES
+from keyturn_protocol.limits import SEGMENT_ENTRIES
 from keyturn_protocol.merkle import EMPTY_ROOT, Frontier, leaf_hash
 from keyturn_protocol.note import Note
 from keyturn_protocol.segment import ChainState, follow, node_key, start_of
@@ -35,27 +36,6 @@ from keyturn_protocol.segment import ChainState, follow, node_key, start_of
 SEAL_BYTES: Final = 3_500_000
 """Entries are sealed before they pass this, so that a segment with its head stays under its cap."""
 _STATE_BYTES: Final = 64 * 1024
-
-
-class Intended(Record, frozen=True, kw_only=True):
-    """The head that was intended last, over entries ``start`` … ``size - 1``, and what stood before them."""
-
-    v: Literal[1]
-    origin: str
-    start: UInt
-    frontier: str
-    chain: ChainState
-    size: UInt
-    root: Hex32
-
-
-class Opened(Record, frozen=True, kw_only=True):
-    """Why this incarnation exists. ``opened_s`` is the host's real time, also in a replay."""
-
-    v: Literal[1]
-    opened_s: UInt
-    reason: Literal["enrolled", "rejected", "rollback", "damaged", "key_roll", "reinstalled"]
-    detail: Text
 
 
 class NodeLog:
@@ -88,7 +68,7 @@ class NodeLog:
         :raises StoreError: also if ``folder`` exists.
         """
         draft = folder.with_name(folder.name + files.TEMPORARY)
-        line = _format(genesis, start_of(name.origin), stamp)
+        line = format_line(genesis, start_of(name.origin), stamp)
         with files.doing(f"making the log {folder}"):
             if draft.exists():
                 for path in draft.iterdir():
@@ -158,7 +138,7 @@ class NodeLog:
         chain, frontier = self._chain, self._frontier
         size = self._bytes
         for body in bodies:
-            line = _format(body, chain, stamp)
+            line = format_line(body, chain, stamp)
             full = len(self._lines) + len(batch) >= SEGMENT_ENTRIES or size + len(line) + 1 > SEAL_BYTES
             if full and (self._lines or batch):
                 self._write(batch, chain, frontier)
@@ -252,7 +232,7 @@ class NodeLog:
             try:
                 chain = follow(self.name, self._signer.public_key, self._chain, [line], [digest]).state
             except ProtocolError:
-                if self._lines and _contradicts(line, self._chain):
+                if self._lines and contradicts(line, self._chain):
                     # One of the two was damaged, and nothing tells which: neither enters the log.
                     self._lines.pop()
                     good, (self._chain, self._frontier) = start, before
@@ -303,7 +283,7 @@ class NodeLog:
 
     def _drop(self, dropped: bytes, stamp: Stamp) -> None:
         body = RecoveredBody(bytes=len(dropped), sha256=sha256(dropped).hexdigest())
-        line = _format(body, self._chain, stamp)
+        line = format_line(body, self._chain, stamp)
         digest = leaf_hash(line)
         self._chain = follow(self.name, self._signer.public_key, self._chain, [line], [digest]).state
         self._frontier = self._frontier.extend([digest])
@@ -335,39 +315,9 @@ class NodeLog:
         return intended
 
 
-def _contradicts(line: bytes, chain: ChainState) -> bool:
-    """Whether a line is a whole entry that names another entry before it than the one that is there."""
-    try:
-        entry = parse_entry(line)
-    except ProtocolError:
-        return False
-    return entry.seq == chain.size and entry.prev != chain.prev
-
-
 def _open_tail(folder: Path) -> int:
     """The tail for appending. It is made with the log: one that is missing was taken away."""
     try:
         return os.open(folder / "tail", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise DamagedError("damaged", f"{folder}/tail: {error}") from error
-
-
-def _format(body: Body, chain: ChainState, stamp: Stamp) -> bytes:
-    """The line of the next entry after ``chain``.
-
-    :raises ProtocolError: what the format has no place for.
-    """
-    entry: Entry = ENTRY_OF_BODY[type(body)](
-        v=1,
-        seq=chain.size,
-        prev=chain.prev,
-        boot_id=stamp.boot_id,
-        boots=stamp.boots,
-        mono_us=stamp.mono_us,
-        time_us=stamp.time_us,
-        body=body,
-    )
-    line = encode_record(entry)
-    if len(line) > ENTRY_BYTES:
-        raise StoreError("entry_too_large", f"a {type(body).__name__} of {len(line)} bytes (at most {ENTRY_BYTES})")
-    return line

@@ -5,7 +5,7 @@ from typing import Literal
 
 from keyturn_agent import files
 from keyturn_agent.errors import StoreError
-from keyturn_agent.log import Opened
+from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
 from keyturn_protocol.canonical import Record, UInt, decode, encode

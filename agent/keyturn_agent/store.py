@@ -19,7 +19,8 @@ from typing import Final, Literal
 from keyturn_agent import files
 from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_trust
 from keyturn_agent.errors import DamagedError, RefusedError, StoreError, UsageError
-from keyturn_agent.log import Intended, NodeLog, Opened
+from keyturn_agent.log import NodeLog
+from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.spool import Spool

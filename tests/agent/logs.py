@@ -5,7 +5,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyturn_agent.enrolment import genesis
-from keyturn_agent.log import NodeLog, Opened
+from keyturn_agent.log import NodeLog
+from keyturn_agent.log_files import Opened
 from keyturn_agent.ports import Stamp
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.spool import decompress

@@ -1,0 +1,57 @@
+"""Clocks, the wish to stop, and the hash of the code."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import keyturn_agent
+import keyturn_protocol
+from keyturn_agent.clock import SimulatedClock, StopFlag, SystemClock
+from keyturn_agent.identity import code_sha256
+from keyturn_agent.ports import Moment
+from tests.agent.fakes import NoStop
+
+
+def test_simulated_time_advances_only_by_waiting() -> None:
+    clock = SimulatedClock(1_000, "boot")
+    assert clock.now() == clock.now() == Moment(0, 1_000)
+    clock.wait_until(500, NoStop())
+    assert clock.now() == Moment(500, 1_500)
+    clock.wait_until(400, NoStop())
+    assert clock.now() == Moment(500, 1_500)
+
+
+def test_a_stop_ends_a_wait_and_simulated_time_stands() -> None:
+    stop = StopFlag()
+    assert not stop.requested
+    stop.request()
+    stop.request()
+    assert stop.requested
+    stop.wait(10**6)
+    SystemClock().wait_until(2**60, stop)
+    clock = SimulatedClock(0, "boot", speed=1)
+    clock.wait_until(10**12, stop)
+    assert clock.now() == Moment(0, 0)
+
+
+def test_the_system_clock_counts_on_and_knows_its_boot() -> None:
+    clock = SystemClock()
+    one, two = clock.now(), clock.now()
+    assert one.mono_us <= two.mono_us
+    assert clock.boot_id == SystemClock().boot_id
+    assert len(clock.boot_id) == 36
+
+
+def test_the_hash_of_the_code_can_be_made_in_a_shell(tmp_path: Path) -> None:
+    for package in (keyturn_agent, keyturn_protocol):
+        shutil.copytree(package.__path__[0], tmp_path / package.__name__)
+    found = subprocess.run(
+        "find keyturn_agent keyturn_protocol -name '*.py' -o -name '*.toml'"
+        " | LC_ALL=C sort | xargs sha256sum | sha256sum",
+        shell=True,  # noqa: S602 -- the very line of the documentation
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split()[0] == code_sha256()
