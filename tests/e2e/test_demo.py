@@ -24,6 +24,10 @@ pytestmark = pytest.mark.timeout(150)
 RECORDINGS = ("h100_pcie_training", "derived_shared_gpu", "derived_driver_loss")
 SPKI = bytes.fromhex("302a300506032b6570032100")
 """RFC 8410: what stands before the 32 bytes of an Ed25519 public key in DER."""
+OPENSSL = [
+    *("pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", "key.der"),
+    *("-rawin", "-in", "message", "-sigfile", "signature"),
+]
 
 
 def script(name: str) -> Path:
@@ -174,10 +178,7 @@ class TestOtherTools:
         for name, data in (("key.der", SPKI + public_key), ("message", message), ("signature", signature)):
             (tmp_path / name).write_bytes(data)
         done = subprocess.run(
-            [
-                openssl,
-                *["pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", "key.der", "-rawin", "-in", "message", "-sigfile", "signature"],
-            ],
+            [openssl, *OPENSSL],
             cwd=tmp_path,
             capture_output=True,
             check=False,
