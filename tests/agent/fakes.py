@@ -19,7 +19,7 @@ from keyturn_protocol.api import JoinRequest, JoinResponse, ProblemCode, Trust, 
 from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
-from keyturn_protocol.entries import Entry
+from keyturn_protocol.entries import Entry, parse_entry
 from keyturn_protocol.ids import Hash, LogName, deployment, log_origin, parse_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
 from keyturn_protocol.merkle import root_of
@@ -137,14 +137,14 @@ class FakeVerifier:
             log = Log(new_head(segment.name, key))
         history = History(lambda start, end: log.segments.get((start, end)), lambda size: root_of(log.hashes[:size]))
         match decide(log.head, segment, data, history):
-            case Accepted(head=head, entries=entries):
+            case Accepted(head=head):
                 receipt = self.receipt(segment.note.text)
                 log.head = Head(
                     head.name, head.public_key, head.frontier, head.chain, head.fold, head.note, receipt, None
                 )
                 log.lines += segment.lines
                 log.hashes += segment.leaf_hashes()
-                log.entries += entries
+                log.entries += map(parse_entry, segment.lines)
                 log.segments[segment.start, segment.end] = StoredSegment(sha256(data).digest(), receipt)
                 self.logs[segment.origin] = log
                 return Answer(200, "text/plain", None, receipt)
