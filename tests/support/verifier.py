@@ -1,12 +1,13 @@
 """A verifier for tests: the real one, on a real SQLite file, over real HTTP on 127.0.0.1."""
 
+import io
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from keyturn_protocol.bundle import parse_trust
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Deployment
-from keyturn_verifier import config, keyfiles, service, state, tokens, translog
+from keyturn_verifier import cli, config, keyfiles, service, state, tokens, translog
 from keyturn_verifier.clock import Clock, wall_clock
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.export import export
@@ -166,6 +167,15 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         command(*arguments), env=environment(), capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def call(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """:func:`run` in this process, many times as fast."""
+    out, err = io.StringIO(), io.StringIO()
+    line = [str(argument) for argument in arguments]
+    with redirect_stdout(out), redirect_stderr(err):
+        status = cli.run(line)
+    return subprocess.CompletedProcess(line, status, out.getvalue(), err.getvalue())
 
 
 class Served:

@@ -13,10 +13,10 @@ from keyturn_protocol.entries import parse_entry
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.leaves import NodeCheckpoint, parse_leaf
 from keyturn_protocol.merkle import leaf_hash, root_of
-from keyturn_protocol.usage import EMPTY, fold, to_row, totals_json
+from keyturn_protocol.usage import EMPTY, Gap, UsageRow, fold, to_row, totals_json
 from keyturn_verifier.db.tables import segment
 from tests.support.node import Client, Node
-from tests.support.verifier import DEPLOYMENT, Served, Verifier, run
+from tests.support.verifier import DEPLOYMENT, Served, Verifier, call
 
 ROUNDS = 6
 NODES = 6
@@ -40,8 +40,8 @@ def load(client: Client, node: Node, stop: threading.Event, receipts: dict[tuple
 
 def test_kill_9_in_a_loop_loses_nothing_that_was_receipted(tmp_path: Path) -> None:
     folder = tmp_path / "state"
-    assert run("init", "--state", folder, "--deployment", DEPLOYMENT).returncode == 0
-    made = run("token", "create", "--state", folder, "--organisation", "Acme", "--site", "fra1", "--hosts", str(NODES))
+    assert call("init", "--state", folder, "--deployment", DEPLOYMENT).returncode == 0
+    made = call("token", "create", "--state", folder, "--organisation", "Acme", "--site", "fra1", "--hosts", str(NODES))
     token = made.stdout.strip()
     nodes = [Node.new(DEPLOYMENT) for _ in range(NODES)]
     for node in nodes:
@@ -105,7 +105,8 @@ def check_totals(verifier: Verifier, nodes: list[Node]) -> None:
     """The stored counters are those of a fold from the first entry on."""
     from keyturn_verifier import queries
 
-    rows, gaps = [], []
+    rows: list[UsageRow] = []
+    gaps: list[Gap] = []
     for node in nodes:
         folded = fold(node.origin, EMPTY, [parse_entry(line) for line in node.lines])
         rows += [to_row(key, values) for key, values in folded.rows.items()]

@@ -15,7 +15,7 @@ from keyturn_protocol.entries import Share
 from keyturn_verifier.db.engine import writing
 from keyturn_verifier.errors import UsageError, VerifierError
 from tests.support.node import Client, Node
-from tests.support.verifier import Verifier, run
+from tests.support.verifier import Verifier, call
 
 
 def busy_node(node: Node, chips: int = 2) -> Node:
@@ -133,7 +133,7 @@ def test_an_export_never_overwrites(verifier: Verifier, tmp_path: Path) -> None:
     with pytest.raises(VerifierError, match="there already"):
         verifier.export(target)
     assert list(target.iterdir()) == []
-    assert run("export", "--state", verifier.state, "--out", target).returncode == 1
+    assert call("export", "--state", verifier.state, "--out", target).returncode == 1
 
 
 def test_a_case_that_is_too_long_is_refused_before_anything_is_written(verifier: Verifier, tmp_path: Path) -> None:
