@@ -327,6 +327,15 @@ def test_follow_takes_a_hash_for_each_line() -> None:
             follow(name, public_key, start_of(name.origin), lines, [leaf_hash(b"")] * count)
 
 
+def test_a_line_that_holds_two_entries_is_refused() -> None:
+    lines = parse_segment(content(WHOLE["segments"][0])).lines
+    name, public_key = parse_origin(WHOLE["origin"]), bytes.fromhex(WHOLE["public_key"])
+    joined = b"\n".join(lines[:2])
+    with pytest.raises(EntryError) as refused:
+        follow(name, public_key, start_of(name.origin), [joined], [leaf_hash(joined)])
+    assert (refused.value.seq, refused.value.code) == (0, Code.NOT_CANONICAL)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=40), st.binary(max_size=80), st.binary(max_size=40))
 def test_verifying_nonsense(key: bytes, signature: bytes, message: bytes) -> None:

@@ -187,6 +187,32 @@ def test_proofs_of_huge_trees(size: int, data: st.DataObject) -> None:
         assert edge.extend([full[0]]).root() == subtree(0, size + 1)
 
 
+@pytest.mark.parametrize("height", range(1, 6))
+def test_a_proof_of_the_wrong_length_fails_though_its_hashes_fit(height: int) -> None:
+    """An inner node must not pass for the root of a tree of another size."""
+    size = 1 << height
+    proof = inclusion_proof(LEAVES[:size], 0)
+    for count in range(height):
+        inner = root_of(LEAVES[: 1 << count])
+        verify_inclusion(0, 1 << count, LEAVES[0], proof[:count], inner)
+        assert refused(verify_inclusion, 0, size, LEAVES[0], proof[:count], inner)
+        assert refused(verify_inclusion, 0, 1 << count, LEAVES[0], proof, root_of(LEAVES[:size]))
+    longer = consistency_proof(LEAVES[: 2 * size], 1)
+    verify_consistency(1, 2 * size, LEAVES[0], root_of(LEAVES[: 2 * size]), longer)
+    assert refused(verify_consistency, 1, size, LEAVES[0], root_of(LEAVES[: 2 * size]), longer)
+    assert refused(verify_consistency, 1, 2 * size, LEAVES[0], root_of(LEAVES[:size]), longer[:-1])
+
+
+def test_a_byte_moved_between_hashes() -> None:
+    """31 and 33 bytes have the same node hash as 32 and 32."""
+    root = node_hash(LEAVES[0], LEAVES[1])
+    verify_inclusion(0, 2, LEAVES[0], [LEAVES[1]], root)
+    assert refused(verify_inclusion, 0, 2, LEAVES[0][:31], [LEAVES[0][31:] + LEAVES[1]], root)
+    assert refused(verify_inclusion, 1, 2, LEAVES[1][1:], [LEAVES[0] + LEAVES[1][:1]], root)
+    verify_consistency(1, 2, LEAVES[0], root, [LEAVES[1]])
+    assert refused(verify_consistency, 1, 2, LEAVES[0][:31], root, [LEAVES[0][31:] + LEAVES[1]])
+
+
 def test_sizes_beyond_the_cap() -> None:
     assert refused(verify_inclusion, 0, MAX_INT + 1, LEAVES[0], [], LEAVES[0])
     assert refused(verify_consistency, 1, MAX_INT + 1, LEAVES[0], LEAVES[0], [])

@@ -1216,8 +1216,8 @@ def segments() -> Iterator[tuple[str, Case]]:
         return b"".join(each + b"\n" for each in changed) + b"\n" + note(of, log.key.line(of))
 
     def changed(at: int, **fields: Any) -> bytes:
-        """Entry ``at`` with other fields, under a root that was signed for it."""
-        return other_lines([*lines[:at], canonical({**log.entries[at], **fields}), *lines[at + 1 :]])
+        """Entry ``at`` with other fields as the last one, under a root that was signed for it."""
+        return other_lines([*lines[:at], canonical({**log.entries[at], **fields})])
 
     stranger = Key(log.origin, seed="stranger")
     witness = Key("witness.example.org/w1", 0x04)
@@ -1255,6 +1255,11 @@ def segments() -> Iterator[tuple[str, Case]]:
             "bad_signature",
         ),
         "blank_line": ("an empty line among the entries", whole.replace(b"\n", b"\n\n", 1), "bad_segment"),
+        "blank_line_for_entry": (
+            "an empty line where an entry is missing",
+            log.segment(1, 4).replace(b"\n", b"\n\n", 1),
+            "bad_segment",
+        ),
         "blank_line_first": ("an empty line in front", b"\n" + whole, "bad_segment"),
         "carriage_return": ("line ends of another system", whole.replace(b"\n", b"\r\n"), "bad_segment"),
         "byte_order_mark": ("a byte order mark", b"\xef\xbb\xbf" + whole, "wrong_root"),
@@ -1398,6 +1403,24 @@ def chains() -> Iterator[tuple[str, Case]]:
         yield name, bad(what, "receive", receive(of, of.segment(0, len(of.lines))), "broken_chain")
         pieces = [of.segment(0, len(of.lines) - 1), of.segment(len(of.lines) - 1, len(of.lines))]
         yield f"{name}_apart", bad(f"{what}, in a segment of its own", "receive", receive(of, *pieces), "broken_chain")
+
+    halves = [share(0, "run:a", 500_000), share(0, "run:b", 500_000)]
+    for name, what, workloads, code in [
+        ("second_over_whole", "shares of more than the whole", [*halves, share(0, "run:c", 1)], "bad_entry"),
+        ("second_unsorted", "shares out of order", halves[::-1], "bad_entry"),
+        ("second_over_chip", "a share of a third chip", [*halves, share(2, "run:a")], "bad_entry"),
+        ("second_pool", "a pool as a workload", [share(0, "gap")], "bad_identifier"),
+    ]:
+        of = started().usage(10, halves, [BUSY, BUSY]).usage(10, workloads, [BUSY, BUSY])
+        given = receive(of, of.segment(0, 4))
+        yield f"usage_{name}", bad(f"{what}, after an entry that is right", "receive", given, code)
+    of = started().usage(10, halves, [BUSY, BUSY]).usage(10, halves, [None, BUSY])
+    given = receive(of, of.segment(0, 4))
+    yield "usage_second_of_nothing", bad("the same shares, of a chip without samples", "receive", given, "bad_entry")
+    of = started().usage(10, [share(1, "run:a")], [BUSY, BUSY]).add("inventory", inventory(chip("GPU-a")))
+    of.usage(10, [share(1, "run:a")], [BUSY])
+    given = receive(of, of.segment(0, 5))
+    yield "usage_second_fewer_chips", bad("the same shares, of a chip that is gone", "receive", given, "bad_entry")
 
     log = started().usage(10, [], [BUSY, BUSY]).reboot(60).pass_time(10)
     log.add("usage", log.usage_body(10, [], [BUSY, BUSY]))
