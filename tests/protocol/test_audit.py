@@ -286,6 +286,37 @@ class TestVerifierLog:
             assert f"its first {size} leaves hash to" in said(report)
         assert seen(again, kept).outcome == "pass"
 
+    def test_a_clock_that_went_back(self) -> None:
+        site, _, _ = large()
+        site.now_s -= 100
+        assert "time went back" in said(run(site.export()))
+
+    def test_an_export_that_counts_silence_up_to_an_earlier_moment(self) -> None:
+        site, _, _ = large()
+        early = site.export().manifest.export
+        site.now_s += 3600
+        assert "another moment than its own" in said(run(site.export(then=[early])))
+
+    def test_leaves_out_of_order(self) -> None:
+        site, _, _ = large()
+        site.leaves[2], site.leaves[3] = site.leaves[3], site.leaves[2]
+        report = run(site.export())
+        assert report.outcome == "contradicted"
+        assert "leaf out of order" in said(report)
+
+    def test_entries_cut_into_other_segments_than_were_receipted(self) -> None:
+        """Signed by the node and receipted by the verifier, but at another time than its log says."""
+        site, bundle, hosts = large()
+        host = hosts["one"]
+        folder = f"logs/{host.name.node_id}/"
+        bundle = bundle.drop(*(p for p in bundle.files if p.startswith(folder)))
+        path = segment_path(host.name, 0, len(host.lines))
+        data = signed_segment(host.key, host.name, host.lines, 0)
+        receipt = site.receipt(parse_segment(data).note.text)
+        report = run(bundle.put(path, data).put(receipt_path(path), receipt).rehashed())
+        assert report.outcome == "contradicted"
+        assert "the verifier's log has another segment ending at 4" in said(report)
+
     @pytest.mark.parametrize("place", ["second init", "enrolled twice", "receipt after the freeze", "gap in receipts"])
     def test_a_verifier_that_contradicts_itself(self, place: str) -> None:
         site, _, hosts = large()

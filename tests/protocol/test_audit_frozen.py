@@ -3,12 +3,14 @@
 from hashlib import sha256
 from typing import Literal
 
+import msgspec
+
 from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.bundle import evidence_path
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.entries import RetiredBody
 from keyturn_protocol.findings import FindingCode
-from keyturn_protocol.leaves import LogFrozenBody
+from keyturn_protocol.leaves import LogFrozenBody, parse_leaf
 from keyturn_protocol.receive import Fork, Invalid
 from keyturn_protocol.segment import parse_segment
 from tests.support.bundles import Bundle, large
@@ -101,3 +103,38 @@ def test_evidence_signed_by_someone_else() -> None:
     report = run(site.export())
     assert report.outcome == "contradicted"
     assert FindingCode.FORK not in {f.code for f in report.findings}
+
+
+def test_evidence_of_another_head_than_the_leaf_names() -> None:
+    site, _, hosts = large()
+    data = forked(hosts["one"])
+    site.post(data)
+    leaf = parse_leaf(site.leaves.pop()).body
+    assert isinstance(leaf, LogFrozenBody)
+    for changes in ({"signed_root": "00" * 32}, {"size": leaf.size - 1}, {"origin": hosts["three"].origin}):
+        site.leaf(msgspec.structs.replace(leaf, **changes))
+        report = run(site.export())
+        assert report.outcome == "contradicted"
+        assert FindingCode.FORK not in {f.code for f in report.findings}
+        del site.leaves[-2:]
+
+
+def test_evidence_of_invalid_entries_that_are_valid_blames_nobody() -> None:
+    """The verifier froze a log over its next, good segment."""
+    site, _, hosts = large()
+    host = hosts["one"].usage()
+    data = host.segment()
+    segment, digest = parse_segment(data), sha256(data).hexdigest()
+    site.files[evidence_path(digest)] = data
+    site.leaf(
+        LogFrozenBody(
+            origin=host.origin,
+            reason="invalid_entries",
+            size=segment.end,
+            signed_root=segment.checkpoint.root.hex(),
+            evidence_sha256=digest,
+        )
+    )
+    report = run(site.export())
+    assert "evidence of invalid entries that are valid" in "".join(report.reasons)
+    assert FindingCode.INVALID_ENTRIES not in {f.code for f in report.findings}
