@@ -203,6 +203,18 @@ def test_a_proof_of_the_wrong_length_fails_though_its_hashes_fit(height: int) ->
     assert refused(verify_consistency, 1, 2 * size, LEAVES[0], root_of(LEAVES[:size]), longer[:-1])
 
 
+def test_a_proof_that_goes_above_the_root_fails_though_its_hashes_fit() -> None:
+    """Nor may the root of a tree pass for a node of a taller one."""
+    above = LEAVES[-1]
+    assert refused(verify_inclusion, 0, 1, LEAVES[0], [above], node_hash(above, LEAVES[0]))
+    proof = inclusion_proof(LEAVES[:3], 2)
+    assert refused(verify_inclusion, 2, 3, LEAVES[2], [*proof, above], node_hash(above, root_of(LEAVES[:3])))
+    proof = consistency_proof(LEAVES[:4], 3)
+    old_root, root = root_of(LEAVES[:3]), root_of(LEAVES[:4])
+    verify_consistency(3, 4, old_root, root, proof)
+    assert refused(verify_consistency, 3, 4, node_hash(above, old_root), node_hash(above, root), [*proof, above])
+
+
 def test_a_byte_moved_between_hashes() -> None:
     """31 and 33 bytes have the same node hash as 32 and 32."""
     root = node_hash(LEAVES[0], LEAVES[1])

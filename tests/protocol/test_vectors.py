@@ -128,6 +128,7 @@ def check_receive(given: Any) -> Any:
         "size": state.size,
         "root": frontier.root().hex(),
         "prev": state.prev,
+        "source": state.source,
         "closed": state.closed,
         "next_key": state.next_key,
     }

@@ -1189,7 +1189,7 @@ def receive(log: Log, *segments: bytes | list[Json]) -> Json:
 def received(log: Log, size: int, **changes: Any) -> Json:
     """What a verifier knows after ``size`` entries."""
     value = {"size": size, "root": log.root(size).hex(), "prev": naive_merkle.leaf(log.lines[size - 1]).hex()}
-    return {**value, "closed": None, "next_key": None, **changes}
+    return {**value, "source": "replay", "closed": None, "next_key": None, **changes}
 
 
 def segments() -> Iterator[tuple[str, Case]]:
