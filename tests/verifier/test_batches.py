@@ -21,6 +21,16 @@ from tests.support.node import Node, Reply
 from tests.support.verifier import Verifier
 
 
+def closed(raw: socket.socket, line: bytes = b"") -> bool:
+    """Whether the server closes a connection without a word, while it is sent ``line`` over and over."""
+    try:
+        for _ in range(100_000 if line else 0):
+            raw.sendall(line)
+        return raw.recv(100) == b""
+    except ConnectionError:
+        return True
+
+
 class Posting:
     """Segments that are posted side by side."""
 
@@ -223,7 +233,7 @@ def test_a_client_that_goes_away_doesnt_lose_its_segment(verifier: Verifier) -> 
     with verifier.write_lock(), socket.create_connection((address.hostname, address.port)) as raw:
         head = f"POST {api.SEGMENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: {api.SEGMENT_TYPE}\r\n"
         raw.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: verifier.service.ingest._bytes > 0)
+        until(lambda: verifier.service.ingest.budget.used > 0)
     until(lambda: verifier.count("segment") == 2)
     assert verifier.client.post(node.segment(node.usage(1))).status == 200
 
@@ -243,9 +253,40 @@ def test_a_slow_body_is_cut_and_nobody_waits_for_it(tmp_path: Path) -> None:
 
 def test_a_connection_that_sends_no_request_is_closed(tmp_path: Path) -> None:
 
-    with Verifier(tmp_path, first_byte_timeout_s=1) as verifier:
+    with Verifier(tmp_path, head_timeout_s=1) as verifier:
         address = urlsplit(verifier.client.url)
         with socket.create_connection((address.hostname, address.port)) as raw:
             raw.sendall(b"GET / HTTP/1.1\r\nhost:")
             raw.settimeout(30)
-            assert raw.recv(100) == b""
+            assert closed(raw)
+
+
+def test_a_head_without_an_end_is_cut(tmp_path: Path) -> None:
+    with Verifier(tmp_path, head_bytes=10_000) as verifier:
+        address = urlsplit(verifier.client.url)
+        with socket.create_connection((address.hostname, address.port)) as raw:
+            raw.sendall(b"GET / HTTP/1.1\r\n")
+            raw.settimeout(30)
+            assert closed(raw, b"x: " + b"y" * 1_000 + b"\r\n")
+
+
+def test_more_connections_than_allowed_are_closed(tmp_path: Path) -> None:
+    with Verifier(tmp_path, connections=3) as verifier:
+        address = urlsplit(verifier.client.url)
+        held = [socket.create_connection((address.hostname, address.port)) for _ in range(3)]
+        with socket.create_connection((address.hostname, address.port)) as one_more:
+            one_more.settimeout(30)
+            assert closed(one_more)
+        for raw in held:
+            raw.close()
+
+
+def test_every_byte_that_was_taken_is_given_back(tmp_path: Path) -> None:
+    with Verifier(tmp_path, queue_bytes=6_000) as verifier:
+        node = verifier.enrolled()
+        for body in (b"x" * 5_000, b"x" * 7_000, zstd.compress(node.segment(node.usage(1)))):
+            verifier.client.post_raw(body)
+        verifier.client.request("POST", "/v1/join", b"x" * 4_000)
+        verifier.client.request("POST", "/v1/join", b"x" * 5_000)
+        until(lambda: verifier.service.ingest.budget.used == 0)
+        assert verifier.client.post(node.segment(node.usage(1))).status == 200

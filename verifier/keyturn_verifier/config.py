@@ -35,8 +35,9 @@ class Limits:
     cached_heads: int = 65_536
     body_timeout_s: int = 30
     """A request's body must have arrived after this."""
-    first_byte_timeout_s: int = 20
-    """A connection must have sent a whole request head after this."""
+    head_timeout_s: int = 20
+    """A request's head must have arrived after this, from its first byte or the connection's begin."""
+    head_bytes: int = 65_536
     connections: int = 20_000
     pending_per_token: int = 4
     """Announced nodes per host that a token is good for: a mistake leaves room for the right one."""

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.ids import NodeId
 from keyturn_protocol.receive import Accepted, Behind, Fork, Invalid, Refused, Stored, decide
 from keyturn_verifier import translog
+from keyturn_verifier.budget import Budget
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.commit import Change, Committer, Written
@@ -68,7 +69,8 @@ class Ingest:
         self._heads = Heads(config.deployment, config.limits.cached_heads)
         self._committer = Committer(engine, keys.receipt, clock)
         self._queue: deque[Item] = deque()
-        self._bytes = 0
+        self.budget = Budget(config.limits.queue_bytes)
+        """Holds what is read and not answered yet."""
         self._wake = threading.Condition()
         self._stopping = False
         self._publish_due = True
@@ -89,15 +91,15 @@ class Ingest:
         self._thread.join()
 
     def submit(self, body: bytes, *, plain: bool) -> "asyncio.Future[bytes]":
-        """Queue an upload; the future gives its receipt.
+        """Queue an upload whose bytes are in the budget, and leave them to the queue; the future gives its receipt.
 
-        :raises Refusal: ``overloaded``: the queue is full, or the server is shutting down.
+        :raises Refusal: ``overloaded``: the server is shutting down.
         """
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         with self._wake:
-            if self._stopping or self._bytes + len(body) > self._limits.queue_bytes:
-                raise Refusal(ProblemCode.OVERLOADED, "too many uploads are waiting; nothing was stored")
-            self._bytes += len(body)
+            if self._stopping:
+                self.budget.give(len(body))
+                raise Refusal(ProblemCode.OVERLOADED, "this server is shutting down; nothing was stored")
             self._queue.append(Item(body, plain, future))
             self._wake.notify()
         return future
@@ -133,8 +135,7 @@ class Ingest:
 
     def _release(self, items: Sequence[Item]) -> None:
         """Hand every answer to the event loop at once."""
-        with self._wake:
-            self._bytes -= sum(len(item.body) for item in items)
+        self.budget.give(sum(len(item.body) for item in items))
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver, items)
 
@@ -167,9 +168,8 @@ class Ingest:
         except Exception as error:
             self._heads.forget(opened.upload.segment.origin for opened in group)
             waiting = [opened for opened in group if opened.item.answer is None]
-            shared = isinstance(error, OutcomeUnknown) or (
-                isinstance(error, DBAPIError) and not isinstance(error, IntegrityError)
-            )
+            # A locked, full or broken disk is everybody's; all else may be one segment's doing.
+            shared = isinstance(error, OutcomeUnknown | OperationalError)
             if not shared and len(group) > 1:
                 for opened in waiting:
                     self._process([opened])

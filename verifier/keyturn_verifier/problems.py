@@ -7,6 +7,7 @@ from typing import Final
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from keyturn_protocol.api import PROBLEM_TYPE, STATUS, ProblemCode, problem
@@ -53,8 +54,8 @@ def refusal_of(error: BaseException) -> Refusal:
             return Refusal(
                 ProblemCode.UNKNOWN_OUTCOME, "the database did not say whether this was stored; send it again"
             )
-        case DBAPIError():
-            log.error("database: %s", error.orig)
+        case DBAPIError() | PoolTimeout():
+            log.error("database: %s", error.orig if isinstance(error, DBAPIError) else error)
             return Refusal(ProblemCode.OVERLOADED, "the database is not available; nothing was stored")
         case ProtocolError(code=Code.TOO_LARGE):
             return Refusal(ProblemCode.TOO_LARGE, str(error))
@@ -104,7 +105,7 @@ def install(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])[:200]
         return response(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
 
-    for kind in (Refusal, ProtocolError, DBAPIError, OutcomeUnknown, Exception):
+    for kind in (Refusal, ProtocolError, DBAPIError, PoolTimeout, OutcomeUnknown, Exception):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -37,10 +37,9 @@ def serve(settings: config.Config, host: str, port: int, port_file: Path | None,
 
 def configure(built: service.Service) -> uvicorn.Config:
     """How uvicorn serves a verifier."""
-    limits = built.config.limits
     return uvicorn.Config(
         create_app(built),
-        http=_protocol(limits.first_byte_timeout_s),
+        http=_protocol(built.config.limits),
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -49,7 +48,6 @@ def configure(built: service.Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=limits.connections,
         timeout_graceful_shutdown=DRAIN_S,
     )
 
@@ -97,17 +95,37 @@ def _drained(_number: int, _frame: FrameType | None) -> None:
     """The signal was acted upon already."""
 
 
-def _protocol(first_byte_timeout_s: float) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, with a limit on how long a new connection may take to send its first request head."""
+def _protocol(limits: config.Limits) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol with limits that it lacks: connections, and time and size of a request's head."""
 
     class Protocol(HttpToolsProtocol):
+        _in_head = True
+        _head_bytes = 0
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._deadline = self.loop.call_later(first_byte_timeout_s, transport.close)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+            else:
+                self._deadline = self.loop.call_later(limits.head_timeout_s, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if not self._in_head:
+                return
+            self._head_bytes += len(data)
+            if self._head_bytes > limits.head_bytes:
+                self.transport.abort()
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(limits.head_timeout_s, self.transport.abort)
+
+        def on_message_begin(self) -> None:
+            self._in_head, self._head_bytes = True, 0
+            super().on_message_begin()
 
         def on_headers_complete(self) -> None:
+            self._in_head = False
             self._on_time()
             super().on_headers_complete()
 

@@ -14,12 +14,14 @@ from sqlalchemy.sql.expression import ClauseElement
 from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 
 BUSY_TIMEOUT_S: Final = 30
+_CONNECTIONS: Final = 64
+"""More than the web framework has threads (40), so that readers never keep the batching thread waiting."""
 _WRITE: Final = "keyturn_write"
 _PRAGMAS: Final = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
-    "PRAGMA cache_size=-65536",
+    "PRAGMA cache_size=-16384",
     "PRAGMA wal_autocheckpoint=4000",
 )
 
@@ -37,7 +39,12 @@ def open_engine(url: str) -> Engine:
         raise VerifierError("PostgreSQL comes later: this version keeps its data in SQLite")
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise VerifierError("--db must name a SQLite file", hint="sqlite:////absolute/path/verifier.db")
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+    engine = create_engine(
+        parsed,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        pool_size=8,
+        max_overflow=_CONNECTIONS - 8,
+    )
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     return engine

@@ -1,12 +1,13 @@
 """Reading a request's body within a cap and a time."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from keyturn_protocol.api import ProblemCode
+from keyturn_verifier.budget import Budget
 from keyturn_verifier.problems import Refusal
 
 
@@ -17,11 +18,26 @@ def content_length(headers: Mapping[bytes, bytes], cap: int) -> None:
         raise _too_large(cap)
 
 
-async def read_body(receive: Receive, cap: int, timeout_s: float) -> bytes:
-    """The whole body.
+async def read_body(receive: Receive, cap: int, timeout_s: float, budget: Budget) -> bytes:
+    """The whole body. Its bytes are in ``budget`` when it is returned, and the caller's to give back.
 
-    :raises Refusal: ``too_large``, or ``timeout`` for a client that is too slow.
+    :raises Refusal: ``too_large``, ``timeout`` for a client that is too slow, ``overloaded``.
     """
+    taken = 0
+
+    def take(count: int) -> None:
+        nonlocal taken
+        budget.take(count)
+        taken += count
+
+    try:
+        return await _read(receive, cap, timeout_s, take)
+    except BaseException:
+        budget.give(taken)
+        raise
+
+
+async def _read(receive: Receive, cap: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
@@ -34,6 +50,7 @@ async def read_body(receive: Receive, cap: int, timeout_s: float) -> bytes:
                 size += len(chunk)
                 if size > cap:
                     raise _too_large(cap)
+                take(len(chunk))
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(chunks) if len(chunks) > 1 else chunk

@@ -28,7 +28,7 @@ class Segments:
         plain = _is_plain(headers)
         cap = SEGMENT_BYTES if plain else UPLOAD_BYTES
         content_length(headers, cap)
-        body = await read_body(receive, cap, self._timeout_s)
+        body = await read_body(receive, cap, self._timeout_s, self._ingest.budget)
         receipt = await self._ingest.submit(body, plain=plain)
         start = [*_RECEIPT_HEADERS, (b"content-length", b"%d" % len(receipt))]
         await send({"type": "http.response.start", "status": 200, "headers": start})

@@ -21,7 +21,10 @@ def router(service: Service) -> APIRouter:
 
     async def body(request: Request) -> bytes:
         content_length(dict(request.scope["headers"]), BODY_BYTES)
-        return await read_body(request.receive, BODY_BYTES, limits.body_timeout_s)
+        budget = service.ingest.budget
+        raw = await read_body(request.receive, BODY_BYTES, limits.body_timeout_s, budget)
+        budget.give(len(raw))
+        return raw
 
     @routes.post(JOIN)
     def announce(raw: Annotated[bytes, Depends(body)]) -> Response:

@@ -1,0 +1,34 @@
+"""A bound on memory: how many bytes of uploads may be held at one time, read in part or waiting for an answer."""
+
+import threading
+
+from keyturn_protocol.api import ProblemCode
+from keyturn_verifier.problems import Refusal
+
+
+class Budget:
+    """Bytes that are taken as they arrive and given back with the answer. Any thread may use it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def take(self, count: int) -> None:
+        """Count bytes in.
+
+        :raises Refusal: ``overloaded``: they don't fit, and nothing was counted.
+        """
+        with self._lock:
+            if self._used + count > self._limit:
+                raise Refusal(ProblemCode.OVERLOADED, "too many uploads are waiting; nothing was stored")
+            self._used += count
+
+    def give(self, count: int) -> None:
+        """Count bytes out."""
+        with self._lock:
+            self._used -= count
