@@ -1,6 +1,7 @@
 """NVML readings over the real binding, against a stub of the driver's library: each trap is a test."""
 
 import math
+from itertools import pairwise
 
 import pynvml
 import pytest
@@ -167,6 +168,26 @@ def test_no_permission_in_mid_run_is_null_from_then_on(stub: Stub, make: Sources
     (chip,) = source.inventory().chips
     assert chip.not_measured["tensor_mcycles"] == "no_permission: nvmlGpmSampleGet"
     assert not source.inventory_changed
+
+
+def test_a_gpm_failure_that_passes_is_null_and_nothing_spans_it(stub: Stub, make: Sources) -> None:
+    """The mean over two seconds must not stand for the second of them."""
+    from_us, to_us = START_US + 2 * SECOND_US, START_US + 3 * SECOND_US
+    source = make(stub, steady_gpu().fail("nvmlGpmSampleGet", 999, from_us=from_us, to_us=to_us))
+    to_start(stub, source)
+    pipes = [only(sample).tensor_ppm for sample in read_seconds(stub, source, 4)]
+    assert pipes[1:] == [400_000, None, None, 400_000]
+
+
+def test_of_two_counters_of_the_fp64_tensor_pipe_the_one_that_grew_more_counts(stub: Stub, make: Sources) -> None:
+    script = steady_gpu().cycles()
+    for second in range(60):
+        dmma, dfma = (0, 700_000_000 * second) if second < 12 else (10**12, 700_000_000 * 11)
+        script.at(second * SECOND_US, "0", g251=dmma, g254=dfma)
+    source = make(stub, script)
+    to_start(stub, source)
+    counted = [only(sample).dmma_kcycles for sample in read_seconds(stub, source, 4)]
+    assert [b - a for a, b in pairwise(c for c in counted if c is not None)] == [700_000, 10**9, 0, 0]
 
 
 def test_no_permission_for_one_metric_is_null_for_that_one(stub: Stub, make: Sources) -> None:

@@ -89,6 +89,17 @@ def test_back_off_doubles(stub: Stub, make: Sources) -> None:
     assert sorted(set(tries)) == [2, 4, 8, 16, 26, 36, 46]
 
 
+def test_back_off_begins_anew_after_a_good_sample(stub: Stub, make: Sources) -> None:
+    script = steady_gpu()
+    for begin in (3, 20):
+        script.fail("*", 1, from_us=START_US + begin * SECOND_US, to_us=START_US + (begin + 6) * SECOND_US)
+    source = make(stub, script)
+    to_start(stub, source)
+    lost = [second for second, sample in enumerate(read_seconds(stub, source, 30)) if sample.chips == (None,)]
+    # 6 s, up to the next attempt at 7 s, and the sample of the opening.
+    assert lost == [*range(3, 11), *range(20, 28)]
+
+
 def test_energy_counter_reset_without_a_reload_is_a_gap(stub: Stub, make: Sources) -> None:
     script = steady_gpu().at(START_US + 5 * SECOND_US, "0", energy_mj=7)
     for second in range(6, 20):
@@ -132,6 +143,24 @@ def test_opening_that_hangs(stub: Stub, make: Sources) -> None:
     assert source.trouble == "call_hung"
     release(stub, source)
     assert len(source.inventory().chips) == 1
+
+
+def test_a_driver_without_gpus_is_opened_again(stub: Stub, make: Sources) -> None:
+    source = make(stub, Script())
+    assert source.inventory().chips == []
+    assert source.trouble == "gpu_not_found"
+    stub.play(steady_gpu())
+    read(stub, source, 2 * SECOND_US)
+    assert len(source.inventory().chips) == 1
+
+
+def test_a_gpu_that_answers_late_is_taken_up(stub: Stub, make: Sources) -> None:
+    source = make(stub, two_gpus().fail("*", 15, unit="1", to_us=START_US + 5 * SECOND_US))
+    assert len(to_start(stub, source).chips) == 1
+    read_seconds(stub, source, 12)
+    assert source.inventory_changed
+    assert len(source.inventory().chips) == 2
+    assert None not in read(stub, source, START_US + 13 * SECOND_US).chips
 
 
 def test_every_chip_lost_opens_the_library_again(stub: Stub, make: Sources) -> None:

@@ -115,6 +115,18 @@ def test_a_part_of_a_gpu_instance_has_no_counters(stub: Stub, make: Sources) -> 
     assert [r and r.tensor_ppm for r in read_seconds(stub, source, 1)[1].chips] == [400_000, 200_000, None, None]
 
 
+def test_a_new_mig_instance_is_read_after_the_next_inventory(stub: Stub, make: Sources) -> None:
+    script = mig_script()
+    script.add("unit", "0.1", "from", START_US + 5 * SECOND_US)
+    source = make(stub, script)
+    assert len(to_start(stub, source).chips) == 3
+    read_seconds(stub, source, 15)
+    assert source.inventory_changed
+    assert len(source.inventory().chips) == 4
+    assert not source.inventory_changed
+    assert None not in read(stub, source, START_US + 16 * SECOND_US).chips
+
+
 def test_mig_instances_come_and_go_without_a_break_for_the_others(stub: Stub, make: Sources) -> None:
     script = mig_script()
     script.add("unit", "0.2", "to", START_US + 15 * SECOND_US)
@@ -122,9 +134,9 @@ def test_mig_instances_come_and_go_without_a_break_for_the_others(stub: Stub, ma
     to_start(stub, source)
     samples = read_seconds(stub, source, 25)
     assert samples[10].chips[3] is not None
-    # Its handle is gone with it, and the next look finds that.
-    assert samples[25].chips[3] is None
-    assert samples[25].error == "not_found"
+    # Its handle is refused at once; the next look finds that it isn't listed any more.
+    assert [s.chips[3] is None for s in samples[14:17]] == [False, True, True]
+    assert (samples[15].error, samples[25].error) == ("invalid_argument", "not_found")
     assert all(sample.chips[1] is not None for sample in samples)
     assert source.inventory_changed
     assert [chip.uuid[:12] for chip in source.inventory().chips] == ["GPU-00000000", "MIG-00000000", "MIG-00000001"]

@@ -37,6 +37,7 @@ NO_PERMISSION: Final = 4
 NOT_FOUND: Final = 6
 FUNCTION_NOT_FOUND: Final = 13
 LIB_RM_VERSION_MISMATCH: Final = 18
+GPU_NOT_FOUND: Final = 28
 UNKNOWN: Final = 999
 
 CAUSES: Final[dict[int, Cause]] = {
@@ -45,7 +46,7 @@ CAUSES: Final[dict[int, Cause]] = {
     NOT_SUPPORTED: Cause("not_supported", Reach.VALUE),
     NO_PERMISSION: Cause("no_permission", Reach.VALUE),
     5: Cause("already_initialized", Reach.SESSION),
-    NOT_FOUND: Cause("not_found", Reach.CHIP),
+    NOT_FOUND: Cause("not_found", Reach.ONCE),
     7: Cause("insufficient_size", Reach.ONCE),
     8: Cause("insufficient_power", Reach.CHIP),
     9: Cause("driver_not_loaded", Reach.SESSION),
@@ -67,7 +68,7 @@ CAUSES: Final[dict[int, Cause]] = {
     25: Cause("argument_version_mismatch", Reach.VALUE),
     26: Cause("deprecated", Reach.VALUE),
     27: Cause("not_ready", Reach.ONCE),
-    28: Cause("gpu_not_found", Reach.CHIP),
+    GPU_NOT_FOUND: Cause("gpu_not_found", Reach.CHIP),
     29: Cause("invalid_state", Reach.ONCE),
     30: Cause("reset_type_not_supported", Reach.VALUE),
     UNKNOWN: Cause("unknown_error", Reach.ONCE),

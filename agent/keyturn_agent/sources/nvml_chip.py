@@ -98,10 +98,12 @@ class ChipReader:
             throttled_ppm=None if throttled is None else throttled * 1_000_000,
             **{name: gpm.get(name) for name in (*COUNTERS, *RATIOS, *RATES)},
         )
-        self._learn(reading)
-        if all(getattr(reading, name) is None for name in Reading.__struct_fields__):
+        # The clock that a MIG instance has is its GPU's, and says nothing about the instance.
+        borrowed = {"sm_clock_mhz"} if self.identity.is_mig else set()
+        if all(getattr(reading, name) is None for name in Reading.__struct_fields__ if name not in borrowed):
             code, call = self._last_failure
             raise NvmlFailure(code, call)
+        self._learn(reading)
         return reading
 
     def processes(self) -> tuple[nvml.GpuProcess, ...] | None:

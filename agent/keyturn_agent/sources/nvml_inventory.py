@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from keyturn_agent.sources import nvml
-from keyturn_agent.sources.nvml_causes import NvmlFailure, Reach
+from keyturn_agent.sources.nvml_causes import GPU_NOT_FOUND, NvmlFailure, Reach
 from keyturn_agent.sources.nvml_chip import Identity
 from keyturn_protocol.entries import Chip
 
@@ -44,8 +44,9 @@ def discover() -> tuple[list[Identity], int]:
             if failure.cause.reach is Reach.SESSION:
                 raise
             failures.append(failure)
-    if failures and not found:
-        raise failures[0]
+    if not found:
+        # Only a new opening of the library counts the GPUs again.
+        raise failures[0] if failures else NvmlFailure(GPU_NOT_FOUND, "nvmlDeviceGetCount")
     return found, len(failures)
 
 

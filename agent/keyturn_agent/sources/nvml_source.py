@@ -96,7 +96,9 @@ class NvmlSource:
         Doesn't fail: on a host whose driver is dead there are no chips, or those of before, and ``trouble`` says
         why.
         """
-        snapshot = self._look(self._host.peek, self._clock.now().mono_us, self._open_deadline_s)
+        # Only the start may take its time: later on a watchdog waits for the agent.
+        deadline_s = self._read_deadline_s if self._sampled else self._open_deadline_s
+        snapshot = self._look(self._host.peek, self._clock.now().mono_us, deadline_s)
         if snapshot is not None and not self._sampled:
             self._opening = snapshot.opening
         self._listed, self._listed_versions = self._known, self._versions

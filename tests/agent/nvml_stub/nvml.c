@@ -42,6 +42,7 @@ static int sessions;
 
 static int entry(const char *call, const unit_t *unit) {
     if (!sessions) return UNINITIALIZED;
+    if (unit && destroyed(unit)) return INVALID_ARGUMENT;
     return fault(call, unit);
 }
 #define ENTER(unit) do { int code_ = entry(__func__, unit); if (code_) return code_; } while (0)

@@ -154,14 +154,16 @@ unit_t *parent_of(const unit_t *unit) {
     return unit_named(name);
 }
 
+/* "from" and "to" (µs): MIG devices come and go while the library is open. */
+int destroyed(const unit_t *unit) {
+    uint64_t from = (uint64_t)number(unit, "from", 0), to = (uint64_t)number(unit, "to", INT64_MAX);
+    return control->now_us < from || control->now_us >= to;
+}
+
 unit_t *child(const unit_t *parent, int index) {
     char name[80];
     snprintf(name, sizeof name, "%s.%d", parent->name, index);
     for (int i = 0; i < n_units; i++)
-        if (!strcmp(units[i].name, name)) {
-            /* "from" and "to" (µs): MIG devices come and go while the library is open. */
-            uint64_t from = (uint64_t)number(&units[i], "from", 0), to = (uint64_t)number(&units[i], "to", INT64_MAX);
-            return control->now_us >= from && control->now_us < to ? &units[i] : NULL;
-        }
+        if (!strcmp(units[i].name, name)) return destroyed(&units[i]) ? NULL : &units[i];
     return NULL;
 }

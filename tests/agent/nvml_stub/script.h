@@ -53,6 +53,7 @@ long long number(const unit_t *unit, const char *key, long long otherwise);
 const point_t *value_now(const unit_t *unit, const char *name, uint64_t t_us);
 int mean_between(const unit_t *unit, const char *name, uint64_t from_us, uint64_t to_us, double *mean);
 int fault(const char *call, const unit_t *unit);         /* 0, or a return code; may hang */
+int destroyed(const unit_t *unit);                        /* a MIG device before or after its time */
 unit_t *child(const unit_t *parent, int index);          /* its MIG device, or NULL */
 unit_t *parent_of(const unit_t *unit);                   /* NULL for a GPU */
 
