@@ -182,7 +182,7 @@ def test_a_gpm_failure_that_passes_is_null_and_nothing_spans_it(stub: Stub, make
 def test_of_two_counters_of_the_fp64_tensor_pipe_the_one_that_grew_more_counts(stub: Stub, make: Sources) -> None:
     script = steady_gpu().cycles()
     for second in range(60):
-        dmma, dfma = (0, 700_000_000 * second) if second < 12 else (10**12, 700_000_000 * 11)
+        dmma, dfma = (0, 700_000_000 * second) if second < 12 else (10**12, 700_000_000 * 12)
         script.at(second * SECOND_US, "0", g251=dmma, g254=dfma)
     source = make(stub, script)
     to_start(stub, source)
