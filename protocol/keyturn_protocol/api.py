@@ -49,9 +49,9 @@ class ProblemCode(StrEnum):
     """Entries that don't hash to the signed root: a damaged copy, nothing is frozen."""
     BAD_SIGNATURE = "bad_signature"
     UNAUTHORIZED = "unauthorized"
-    TOKEN_UNKNOWN = "token_unknown"
-    TOKEN_EXPIRED = "token_expired"
-    TOKEN_USED = "token_used"
+    TOKEN_UNKNOWN = "token_unknown"  # noqa: S105
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105
+    TOKEN_USED = "token_used"  # noqa: S105
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     UNKNOWN_LOG = "unknown_log"
