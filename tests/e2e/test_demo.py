@@ -145,8 +145,10 @@ def test_it_empties_its_own_folder_only(demo: Demo, tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_leaves_nothing_running(demo: Demo, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM, signal.SIGINT]], ids=str
+)
+def test_interrupted_it_leaves_nothing_running(demo: Demo, tmp_path: Path, numbers: list[int]) -> None:
     folder = tmp_path / "here"
     process = subprocess.Popen(
         [script("keyturn"), "demo", "--dir", folder],
@@ -160,7 +162,8 @@ def test_interrupted_it_leaves_nothing_running(demo: Demo, tmp_path: Path, numbe
         while not port.exists():
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(number)
+        for number in numbers:
+            process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, NoReturn, Self
+from typing import IO, Final, Self
 
 from keyturn_cli.errors import CliError, Exit
 
@@ -46,15 +46,15 @@ class Children:
         self._logs = logs
         self._running: list[Child] = []
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._starting = self._interrupted = False
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, _interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # A second Ctrl-C must not stop the clean-up half-way.
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._interrupted = True  # from here on no signal stops the clean-up half-way
         try:
             for child in self._running:
                 _signal(child, signal.SIGTERM)
@@ -67,7 +67,6 @@ class Children:
                     child.process.wait()
             self._running.clear()
         finally:
-            signal.signal(signal.SIGINT, interrupt)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
@@ -78,38 +77,58 @@ class Children:
         """
         log = self._logs / f"{name}.log"
         with log.open("ab") as out:
-            process = subprocess.Popen(
-                [program(str(command[0])), *map(str, command[1:])],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-        child = Child(name, process, log)
-        self._running.append(child)
-        return child
+            return self._start(name, command, log, env, out, subprocess.STDOUT)
 
     def run(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 30) -> str:
         """Run a console script to its end; returns its stdout.
 
         :raises CliError: it failed.
         """
+        child = self._start(name, command, self._logs / "none", env, subprocess.PIPE, subprocess.PIPE)
         try:
-            done = subprocess.run(
-                [program(str(command[0])), *map(str, command[1:])],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env={**os.environ, **(env or {})},
-                timeout=timeout_s,
-                check=False,
-            )
+            out, err = child.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise CliError(f"{name}: no end after {timeout_s:.0f} s", exit=Exit.REJECTED) from None
-        if done.returncode:
-            said = " | ".join(done.stderr.decode("utf-8", "replace").strip().splitlines()[-3:])
-            raise CliError(f"{name} ended with {done.returncode}: {said}", exit=Exit.REJECTED)
-        return done.stdout.decode("utf-8", "replace")
+        self._running.remove(child)
+        if code := child.process.returncode:
+            said = " | ".join(err.decode("utf-8", "replace").strip().splitlines()[-3:])
+            raise CliError(f"{name} ended with {code}: {said}", exit=Exit.REJECTED)
+        return out.decode("utf-8", "replace")
+
+    def _start(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        env: Mapping[str, str] | None,
+        out: IO[bytes] | int,
+        err: int,
+    ) -> Child:
+        """Start and remember, as one step: a signal in between would leave a child that nobody ends."""
+        path = program(str(command[0]))
+        self._starting = True
+        try:
+            process = subprocess.Popen(
+                [path, *map(str, command[1:])],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+            child = Child(name, process, log)
+            self._running.append(child)
+        finally:
+            self._starting = False
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return child
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """Once: the second of two signals would break into the clean-up that the first one began."""
+        again, self._interrupted = self._interrupted, True
+        if not self._starting and not again:
+            raise KeyboardInterrupt
 
     def finish(self, child: Child, deadline_s: float) -> None:
         """Wait for a child to end by itself.
@@ -172,7 +191,3 @@ def _signal(child: Child, number: int) -> None:
     """Only to a process that this one started and hasn't waited for: its id can't belong to another."""
     if child.process.poll() is None:
         child.process.send_signal(number)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
