@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from sqlalchemy import text
 
 from keyturn_protocol.bundle import parse_manifest
 from keyturn_protocol.entries import Share
+from keyturn_verifier import export
 from keyturn_verifier.db.engine import writing
 from keyturn_verifier.errors import UsageError, VerifierError
 from tests.support.node import Client, Node
@@ -125,6 +127,23 @@ def test_an_export_while_segments_come_in(verifier: Verifier, tmp_path: Path) ->
         assert report.outcome == "pass", report.reasons
         sizes.append(report.entries)
     assert sizes == sorted(set(sizes))
+
+
+def test_what_comes_in_after_the_exports_leaf_is_not_in_the_bundle(
+    verifier: Verifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = verifier.enrolled(usage=3)
+    real = export._mark
+
+    def mark(*arguments: Any) -> object:
+        made = real(*arguments)
+        assert verifier.client.post(node.segment(node.usage(2))).status == 200
+        return made
+
+    monkeypatch.setattr(export, "_mark", mark)
+    report = verifier.audit(verifier.export(tmp_path / "evidence"))
+    assert (report.outcome, report.entries) == ("pass", 5), report.reasons
+    assert verifier.client.head(node).body.startswith(f"{node.origin}\n7\n".encode())
 
 
 def test_an_export_never_overwrites(verifier: Verifier, tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ def test_sqlite_commits_durably(engine: Engine) -> None:
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
+@pytest.fixture(scope="module")
+def statements(engine: Engine) -> Statements:
+    return Statements(engine)
+
+
 VALUES = st.one_of(st.integers(0, 1_000), st.integers(MAX_INT - 1_000, MAX_INT))
 
 
@@ -67,9 +72,11 @@ VALUES = st.one_of(st.integers(0, 1_000), st.integers(MAX_INT - 1_000, MAX_INT))
     nulls=st.sets(st.sampled_from(range(len(FIELDS)))),
     parts=st.lists(st.lists(VALUES, min_size=2 + len(FIELDS), max_size=2 + len(FIELDS)), min_size=1, max_size=5),
 )
-def test_upserts_add_as_the_fold_does(engine: Engine, nulls: set[int], parts: list[list[int]]) -> None:
+def test_upserts_add_as_the_fold_does(
+    engine: Engine, statements: Statements, nulls: set[int], parts: list[list[int]]
+) -> None:
     basis = sum(1 << i for i in nulls)
-    statements, rows = Statements(engine), Rows()
+    rows = Rows()
     key = RowKey(f"{DEPLOYMENT}/x", "GPU-0", 0, "slurm:1", 1, basis)  # type: ignore[arg-type]
     with writing(engine) as connection:
         connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
