@@ -24,11 +24,10 @@ from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.spool import Spool
-from keyturn_protocol.canonical import Record, UInt, decode, encode
+from keyturn_protocol.canonical import Record, UInt, decode, encode, fit_text
 from keyturn_protocol.entries import BootId, Previous
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, NodeId
-from keyturn_protocol.limits import TEXT_CHARS
 from keyturn_protocol.merkle import EMPTY_ROOT
 from keyturn_protocol.segment import node_key
 
@@ -222,7 +221,7 @@ class Store:
     def _create(self, after: int, previous: Previous, detail: str, stamp: Stamp, now_s: int) -> None:
         name = self._name(after + 1)
         body = genesis(self._signer.public_key, self.enrolment.source, self.enrolment.trust_sha256, previous)
-        opened = Opened(v=1, opened_s=now_s, reason=previous.reason, detail=detail[:TEXT_CHARS])
+        opened = Opened(v=1, opened_s=now_s, reason=previous.reason, detail=fit_text(detail))
         folder = self.folder / "logs" / str(name.incarnation)
         self.log = NodeLog.create(folder, name, self._signer, opened, body, stamp)
         self.log.seal()

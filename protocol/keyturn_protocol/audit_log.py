@@ -65,6 +65,8 @@ class LogResult:
     chips: Mapping[tuple[str, int, str], Chip]
     started: Mapping[tuple[str, str], Sequence[WorkloadStartedBody]]
     genesis: Genesis | None
+    listed_us: int | None
+    """Time of the first inventory."""
     findings: tuple[Finding, ...]
     contradictions: tuple[Contradiction, ...]
 
@@ -95,6 +97,7 @@ class _Log:
     chips: dict[tuple[str, int, str], Chip] = field(default_factory=dict)
     started: dict[tuple[str, str], list[WorkloadStartedBody]] = field(default_factory=dict)
     genesis: Genesis | None = None
+    listed_us: int | None = None
     findings: list[Finding] = field(default_factory=list)
     contradictions: list[Contradiction] = field(default_factory=list)
     roots: dict[int, Hash] = field(default_factory=dict)
@@ -122,6 +125,7 @@ def audit_log(reader: BundleReader, task: Task) -> LogResult:
         chips=log.chips,
         started=log.started,
         genesis=log.genesis,
+        listed_us=log.listed_us,
         findings=tuple(log.findings),
         contradictions=tuple(log.contradictions),
     )
@@ -157,6 +161,7 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
                 got=frontier.root().hex(),
             )
         followed = follow(log.name, key.public_key, log.chain, segment.lines, hashes)
+        folded = fold(log.name.origin, log.fold, followed.entries)
     except EntryError as error:
         raise _Stop(Contradiction(path, str(error), error.seq)) from None
     except ProtocolError as error:
@@ -168,7 +173,6 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
         if start < body.size <= end:
             log.at_frozen[body.size] = log.frontier.extend(hashes[: body.size - start]).root()
     before = None if log.chain.boot_id is None else (log.chain.boots, log.chain.time_us)
-    folded = fold(log.name.origin, log.fold, followed.entries)
     log.findings += in_entries(log.name.origin, before, followed.entries)
     log.frontier, log.chain, log.fold = frontier, followed.state, folded.state
     log.roots[end] = frontier.root()
@@ -177,6 +181,8 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
     for entry in followed.entries:
         match entry:
             case Inventory():
+                if log.listed_us is None:
+                    log.listed_us = entry.time_us
                 log.chips |= {(log.name.origin, entry.seq, chip.uuid): chip for chip in entry.body.chips}
             case WorkloadStarted():
                 log.started.setdefault((log.name.origin, entry.body.id), []).append(entry.body)

@@ -61,13 +61,13 @@ def between(manifest: Manifest, results: Sequence[LogResult]) -> tuple[list[Gap]
         logs.sort(key=lambda r: parse_origin(r.ref.origin).incarnation)
         for at, result in enumerate(logs):
             name = parse_origin(result.ref.origin)
-            after = next((r.genesis for r in logs[at + 1 :] if r.genesis is not None), None)
+            listed_us = next((r.listed_us for r in logs[at + 1 :] if r.listed_us is not None), None)
             end = LogEnd(
                 name.origin,
                 result.chain.source,
                 result.chain.time_us,
                 result.fold,
-                None if after is None else after.time_us,
+                listed_us,
             )
             gaps += missing_after(end, manifest.export.until_us)
             if result.genesis is not None and name.incarnation > 1:

@@ -113,6 +113,8 @@ def parse_manifest(data: bytes) -> Manifest:
             got=manifest.verifier.deployment,
         )
     origins = [*(ref.origin for ref in manifest.logs), *(left.origin for left in manifest.export.left_out)]
+    if any(list(part) != sorted(part) for part in (origins[: len(manifest.logs)], origins[len(manifest.logs) :])):
+        raise ProtocolError(Code.BAD_BUNDLE, "logs are listed in the order of their origins")
     if len(set(origins)) != len(origins):
         raise ProtocolError(Code.BAD_BUNDLE, "a log is named twice")
     for origin in origins:

@@ -7,6 +7,7 @@ and within ±(2^53-1), no floats, no duplicate and no unknown keys. :func:`decod
 that :func:`encode` gives: it decodes, encodes again and compares, so that one value has one hash.
 """
 
+import re
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
@@ -25,11 +26,23 @@ Ppm = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 """A share in parts per million."""
 Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """32 bytes as 64 lower-case hex digits."""
-Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS)]
+_REFUSED: Final = "\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_NOT_TEXT: Final = re.compile(f"[{_REFUSED}\ud800-\udfff]")
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS, pattern=rf"\A[^{_REFUSED}]*\Z")]
+"""Text for people: no control characters, no line separators, no marks that turn its direction around.
+
+A terminal, a web page and a database show and store it as it is.
+"""
+
 Decimal = Annotated[str, msgspec.Meta(pattern=r"\A(0|[1-9][0-9]{0,77})\Z")]
 """A non-negative integer that may pass 2^53-1, as decimal digits without sign or leading zeros."""
 
 _ENCODER: Final = msgspec.json.Encoder(order="sorted")
+
+
+def fit_text(value: str) -> str:
+    """``value`` as :data:`Text` may hold it: what it refuses becomes a space, and the end is cut."""
+    return _NOT_TEXT.sub(" ", value)[:TEXT_CHARS]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):

@@ -16,7 +16,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
 
@@ -107,6 +107,8 @@ def verify_mldsa44(public_key: bytes, signature: bytes, message: bytes) -> None:
     """Check one ML-DSA-44 signature (FIPS 204, empty context); returns nothing or raises."""
     try:
         key = MLDSA44PublicKey.from_public_bytes(public_key)
+    except UnsupportedAlgorithm:
+        raise ProtocolError(Code.BAD_KEY, "this build of the cryptography package has no ML-DSA-44") from None
     except ValueError as error:
         raise ProtocolError(Code.BAD_KEY, f"not an ML-DSA-44 public key: {error}") from None
     try:

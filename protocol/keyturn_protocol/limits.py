@@ -29,6 +29,8 @@ TEXT_CHARS: Final = 1_024
 """Free text in an entry: a reason, a detail, a product name."""
 CHIPS_PER_HOST: Final = 1_024
 """Metered units of one inventory, MIG instances included."""
+CHIPS_OWED: Final = 4_096
+"""Units of one log that are listed, or were and are neither back nor retired: what a verifier must remember."""
 
 USAGE_SPAN_US: Final = 3_600_000_000
 """A usage entry lies in one UTC hour."""

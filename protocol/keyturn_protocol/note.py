@@ -6,6 +6,7 @@ This is an example message.
 """
 
 import base64
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from keyturn_protocol.keys import SignatureType, VerifierKey, b64decode, check_k
 from keyturn_protocol.limits import NOTE_BYTES, NOTE_SIGNATURES
 
 _DASH: Final = "— "
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
 KEY_ID_BYTES: Final = 4
 
 
@@ -62,7 +64,7 @@ def parse_note(data: bytes) -> Note:
         whole = data.decode("utf-8")
     except UnicodeDecodeError:
         raise ProtocolError(Code.BAD_NOTE, "note is not UTF-8", got=data[:32]) from None
-    if any(c < " " and c != "\n" for c in whole):
+    if _CONTROL.search(whole):
         raise ProtocolError(Code.BAD_NOTE, "note with a control character")
     text, blank, tail = whole.rpartition("\n\n")
     if not blank or not text or not tail.endswith("\n"):

@@ -171,12 +171,12 @@ def decide(head: Head, segment: Segment, data: bytes, history: History) -> Decis
         )
     if head.chain.closed is not None:
         return Refused(ProblemCode.LOG_CLOSED, f"log has ended: {head.chain.closed}")
+    origin = head.name.origin
     try:
         followed = follow(head.name, head.public_key, head.chain, segment.lines, hashes)
+        folded = fold(origin, head.fold, followed.entries)
     except EntryError as error:
         return Invalid(segment, error.seq, str(error))
-    origin = head.name.origin
-    folded = fold(origin, head.fold, followed.entries)
     before = None if head.chain.boot_id is None else (head.chain.boots, head.chain.time_us)
     return Accepted(
         segment=segment,

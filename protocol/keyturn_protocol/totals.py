@@ -27,20 +27,20 @@ class LogEnd:
     source: Source | None
     last_entry_us: int
     fold: FoldState
-    next_genesis_us: int | None
-    """When the node's next incarnation began; None while this is the newest."""
+    next_listed_us: int | None
+    """When the node's next incarnation first listed its chips; None until it has."""
 
 
 def missing_after(end: LogEnd, until_us: int) -> list[Gap]:
     """What is missing between a log's last usage entry and ``until_us``: silence widens bounds upwards.
 
-    A log that has a successor is silent up to its successor's genesis. A replayed log runs on a clock of its
-    own, so that nothing is owed after its last entry.
+    A log that has a successor is silent up to its successor's first inventory, from which on that one owes the
+    time. A replayed log runs on a clock of its own, so that nothing is owed after its last entry.
     """
     if end.source == "replay":
         until_us = min(until_us, end.last_entry_us)
-    if end.next_genesis_us is not None:
-        until_us = min(until_us, end.next_genesis_us)
+    if end.next_listed_us is not None:
+        until_us = min(until_us, end.next_listed_us)
     return silence(end.origin, end.fold, until_us)
 
 

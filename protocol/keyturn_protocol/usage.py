@@ -31,8 +31,10 @@ from keyturn_protocol.entries import (
     columns_of,
 )
 from keyturn_protocol.entries import Gap as GapEntry
+from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin, WorkloadId
-from keyturn_protocol.limits import MAX_INT, USAGE_SPAN_US
+from keyturn_protocol.limits import CHIPS_OWED, MAX_INT, USAGE_SPAN_US
+from keyturn_protocol.segment import EntryError
 
 HOUR_S: Final = 3600
 SHARED: Final = 1 << 30
@@ -152,6 +154,8 @@ class Covered(Record, frozen=True, kw_only=True):
     mono_us: UInt
     time_us: UInt
     inventory_seq: UInt
+    cause: str | None
+    """What the log said about the chip since it was last measured."""
 
 
 class FoldState(Record, frozen=True, kw_only=True):
@@ -160,17 +164,15 @@ class FoldState(Record, frozen=True, kw_only=True):
     ``present``: the chips of the last inventory, in its order. ``absent``: chips that left it without being
     retired, whose time is still missing. ``retired``: chips that were retired since the last inventory; one that
     an inventory lists again is owed again, so that a retirement can't silence a chip that stays.
-    ``cause``: what the log said since the last usage entry about why nothing is measured.
     """
 
     inventory_seq: UInt
     present: list[Covered]
     absent: list[Covered]
     retired: list[str]
-    cause: str | None
 
 
-EMPTY: Final = FoldState(inventory_seq=0, present=[], absent=[], retired=[], cause=None)
+EMPTY: Final = FoldState(inventory_seq=0, present=[], absent=[], retired=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ def fold(origin: Origin, state: FoldState, entries: Sequence[Entry]) -> Folded:
     """Fold verified entries of one log, in order.
 
     :param entries: have passed :func:`keyturn_protocol.segment.follow`, so columns fit the inventory.
+    :raises EntryError: an inventory leaves more chips owed than one host may (:data:`CHIPS_OWED`).
     """
     run = _Fold(origin, state)
     for is_usage, group in groupby(entries, key=lambda e: isinstance(e, Usage)):
@@ -209,7 +212,7 @@ def silence(origin: Origin, state: FoldState, until_us: int) -> list[Gap]:
             from_us=c.time_us,
             to_us=until_us,
             inventory_seq=c.inventory_seq,
-            cause=state.cause or "silent",
+            cause=c.cause or "silent",
         )
         for c in [*state.present, *state.absent]
         if c.time_us < until_us and c.chip not in state.retired
@@ -224,16 +227,18 @@ class _Point:
     mono_us: int
     time_us: int
     inventory_seq: int
+    cause: str | None = None
 
 
 class _Fold:
     def __init__(self, origin: Origin, state: FoldState) -> None:
         self.origin = origin
         self.inventory_seq = state.inventory_seq
-        self.present = {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq) for c in state.present}
-        self.absent = {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq) for c in state.absent}
+        self.present, self.absent = (
+            {c.chip: _Point(c.boots, c.mono_us, c.time_us, c.inventory_seq, c.cause) for c in chips}
+            for chips in (state.present, state.absent)
+        )
         self.retired = set(state.retired)
-        self.cause = state.cause
         self.rows: Rows = {}
         self.gaps: list[Gap] = []
 
@@ -243,7 +248,6 @@ class _Fold:
             present=_covered(self.present.items()),
             absent=_covered(sorted(self.absent.items())),
             retired=sorted(self.retired),
-            cause=self.cause,
         )
         return Folded(self.rows, tuple(self.gaps), state)
 
@@ -255,13 +259,19 @@ class _Fold:
                 for chip in body.chips if body.chips is not None else [*self.present, *sorted(self.absent)]:
                     self._retire(chip, entry)
             case GapEntry(body=gap):
-                self.cause = gap.cause
+                self._explain(gap.cause, gap.chips)
             case Paused():
-                self.cause = "paused"
+                self._explain("paused", None)
             case Shutdown():
-                self.cause = "shutdown"
+                self._explain("shutdown", None)
             case _:
                 pass
+
+    def _explain(self, cause: str, chips: Sequence[int] | None) -> None:
+        """What the log says about chips, by their place in the inventory, until they are measured again."""
+        points = list(self.present.values())
+        for point in points if chips is None else [points[chip] for chip in chips]:
+            point.cause = cause
 
     def _inventory(self, entry: Inventory) -> None:
         """A chip that is listed again is owed from where it left off, or from here if it was retired."""
@@ -272,6 +282,14 @@ class _Fold:
                 point = _Point(entry.boots, entry.mono_us, entry.time_us, entry.seq)
             self.present[chip.uuid] = point
         self.absent.update((chip, point) for chip, point in left.items() if chip not in self.retired)
+        if len(self.present) + len(self.absent) > CHIPS_OWED:
+            error = ProtocolError(
+                Code.BAD_ENTRY,
+                "too many chips left the inventory without being retired",
+                expected=f"<= {CHIPS_OWED} chips listed or owed",
+                got=len(self.present) + len(self.absent),
+            )
+            raise EntryError(entry.seq, error)
         self.retired.clear()
         self.inventory_seq = entry.seq
 
@@ -296,7 +314,7 @@ class _Fold:
                     from_us=point.time_us,
                     to_us=end,
                     inventory_seq=point.inventory_seq,
-                    cause=self.cause,
+                    cause=point.cause,
                 )
             )
 
@@ -315,14 +333,13 @@ class _Fold:
                     self._reach(boots, mono_us, time_us)
                 for chip, point in self.present.items():
                     self._gap(chip, point, entry.boots, body.mono_from_us, body.from_us)
-            self.cause = None
             boots, mono_us, time_us = entry.boots, body.mono_from_us + body.to_us - body.from_us, body.to_us
         self._reach(boots, mono_us, time_us)
 
     def _reach(self, boots: int, mono_us: int, time_us: int) -> None:
         for point in self.present.values():
             point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
-            point.inventory_seq = self.inventory_seq
+            point.inventory_seq, point.cause = self.inventory_seq, None
 
     def _add(self, bodies: Sequence[UsageBody], hour_s: int) -> None:
         """Add entries of one hour with the same shares: a chip at a time, as columns where it can be."""
@@ -401,7 +418,8 @@ def _whole(shares: Sequence[Share]) -> bool:
 
 
 def _flag(shares: Sequence[Share]) -> int:
-    return SHARED if any(s.class_ == "shared" for s in shares) else 0
+    """Several workloads on one chip are told apart by attribution, whatever class each is given."""
+    return SHARED if len(shares) > 1 or any(s.class_ == "shared" for s in shares) else 0
 
 
 def _hour_s(body: UsageBody) -> int:
@@ -410,6 +428,13 @@ def _hour_s(body: UsageBody) -> int:
 
 def _covered(points: Iterable[tuple[str, _Point]]) -> list[Covered]:
     return [
-        Covered(chip=chip, boots=p.boots, mono_us=p.mono_us, time_us=p.time_us, inventory_seq=p.inventory_seq)
+        Covered(
+            chip=chip,
+            boots=p.boots,
+            mono_us=p.mono_us,
+            time_us=p.time_us,
+            inventory_seq=p.inventory_seq,
+            cause=p.cause,
+        )
         for chip, p in points
     ]

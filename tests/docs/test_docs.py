@@ -115,9 +115,7 @@ def test_no_registry_host_in_tracked_files() -> None:
 @pytest.mark.parametrize("path", sorted((REPO / "requirements").glob("*.txt")), ids=name_of)
 def test_locks_are_hashed_and_name_no_place(path: Path) -> None:
     lock = path.read_text()
-    assert not re.search(
-        r"--(index-url|extra-index-url|find-links|trusted-host)|file://|^-e ", lock, re.MULTILINE
-    )
+    assert not re.search(r"--(index-url|extra-index-url|find-links|trusted-host)|file://|^-e ", lock, re.MULTILINE)
     requirements = [line for line in re.sub(r"\\\n", " ", lock).splitlines() if line and line[0] not in "# "]
     assert requirements
     assert [line for line in requirements if "--hash=sha256:" not in line] == []
@@ -127,8 +125,6 @@ def test_locks_agree() -> None:
     """The environment can be filled from any of them in any order."""
 
     def pins(name: str) -> set[str]:
-        return set(
-            re.findall(r"^[\w.\[\],-]+==[^\s;]+", (REPO / "requirements" / name).read_text(), re.MULTILINE)
-        )
+        return set(re.findall(r"^[\w.\[\],-]+==[^\s;]+", (REPO / "requirements" / name).read_text(), re.MULTILINE))
 
     assert pins("agent.txt") <= pins("run.txt") <= pins("dev.txt")

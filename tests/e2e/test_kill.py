@@ -118,7 +118,7 @@ def test_nothing_receipted_is_lost_when_either_side_is_killed_at_any_moment(tmp_
         process.kill()
         process.wait()
         verifier.kill()
-    assert killed["agent"] and killed["verifier"], killed
+    assert min(killed.values()) > 0, killed
     with Verifier(site) as reopened:
         bundle = reopened.export(tmp_path / "bundle")
         report = reopened.audit(bundle)

@@ -13,7 +13,7 @@ from keyturn_protocol.api import Trust
 from keyturn_protocol.audit import Report, audit, conclude, open_manifest, tasks
 from keyturn_protocol.audit_log import audit_log
 from keyturn_protocol.audit_tree import audit_verifier_log
-from keyturn_protocol.bundle import MANIFEST, TOTALS, check_trust, receipt_path, segment_path
+from keyturn_protocol.bundle import MANIFEST, TOTALS, check_trust, parse_manifest, receipt_path, segment_path
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.checkpoint import open_checkpoint
 from keyturn_protocol.chips import chip_table
@@ -431,3 +431,12 @@ def test_an_unreadable_manifest_raises_the_projects_own_error() -> None:
     for data in (b"", b"{}", b"\xff", encode_record(bundle.trust), bundle.files[MANIFEST] + b" "):
         with pytest.raises(ProtocolError):
             auditing.audit(bundle.put(MANIFEST, data), bundle.trust, chip_table())
+
+
+def test_a_manifest_whose_logs_are_out_of_order_is_refused() -> None:
+    site = Site()
+    for seed in "ab":
+        site.receive(site.enrol(seed).genesis().inventory())
+    bundle = site.export()
+    with pytest.raises(ProtocolError, match="in the order of their origins"):
+        parse_manifest(bundle.manifested(logs=bundle.manifest.logs[::-1]).read(MANIFEST))

@@ -4,15 +4,16 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn_protocol.canonical import decode, encode
-from keyturn_protocol.entries import FIELDS, SUM_FIELDS, Entry, Share, parse_entry
+from keyturn_protocol.entries import FIELDS, SUM_FIELDS, Chip, Entry, Inventory, InventoryBody, Share, parse_entry
 from keyturn_protocol.ids import Origin, WorkloadId, parse_origin
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.merkle import leaf_hash
-from keyturn_protocol.segment import follow, start_of
+from keyturn_protocol.segment import EntryError, follow, start_of
 from keyturn_protocol.usage import (
     EMPTY,
     FoldState,
@@ -240,3 +241,37 @@ def test_a_retired_chip_that_is_listed_again_is_owed_again() -> None:
     again = fold(LOG, EMPTY, parsed(run))
     owed = [gap for gap in silence(LOG, again.state, later) if gap.chip == chip]
     assert [gap.from_us for gap in owed] == [listed]
+
+
+def test_a_host_that_keeps_listing_new_chips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyturn_protocol.usage.CHIPS_OWED", 3)
+    state = EMPTY
+    for at in range(3):
+        inventory = _inventory(seq=at + 1, uuids=[f"GPU-{at}"])
+        state = fold(Origin("o/node/x/1"), state, [inventory]).state
+    with pytest.raises(EntryError, match="without being retired"):
+        fold(Origin("o/node/x/1"), state, [_inventory(seq=4, uuids=["GPU-3"])])
+
+
+def _inventory(seq: int, uuids: list[str]) -> Inventory:
+    chips = [
+        Chip(
+            uuid=uuid,
+            name="NVIDIA H100 PCIe",
+            role="gpu",
+            parent=None,
+            sms=None,
+            memory_mib=None,
+            clock_max_mhz=None,
+            power_limit_mw=None,
+            pci_bus_id=None,
+            nvlink_links=None,
+            fabric=None,
+            measured_by={},
+            not_measured={},
+        )
+        for uuid in uuids
+    ]
+    body = InventoryBody(chips=chips, driver_version=None, nvml_version=None, cuda_version=None, gate="none", pci=None)
+    boot = "0c6b1a2e-1111-4222-8333-444455556666"
+    return Inventory(v=1, seq=seq, prev="0" * 64, boot_id=boot, boots=1, mono_us=seq, time_us=seq, body=body)

@@ -9,9 +9,7 @@ NOT_OURS = {".venv", "build", "dist", ".git", ".hypothesis", ".pytest_cache", ".
 
 
 def markdown_files() -> list[Path]:
-    return sorted(
-        path for path in REPO.rglob("*.md") if not NOT_OURS.intersection(path.relative_to(REPO).parts)
-    )
+    return sorted(path for path in REPO.rglob("*.md") if not NOT_OURS.intersection(path.relative_to(REPO).parts))
 
 
 def name_of(path: Path) -> str:

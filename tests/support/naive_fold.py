@@ -52,13 +52,14 @@ class NaiveFold:
         self.present: list[str] = []
         self.retired: set[str] = set()
         self.inventory_seq = 0
-        self.cause: str | None = None
+        self.causes: dict[str, str] = {}
 
     def add(self, entry: dict[str, Any]) -> None:
         body = entry["body"]
         if entry["type"] == "inventory":
             for chip in self.retired:
                 del self.points[chip]
+                self.causes.pop(chip, None)
             self.retired = set()
             self.present = [chip["uuid"] for chip in body["chips"]]
             self.inventory_seq = entry["seq"]
@@ -77,10 +78,12 @@ class NaiveFold:
                     self.points[chip] = replace(self.points[chip], **moved)
                 else:
                     del self.points[chip]
+                    self.causes.pop(chip, None)
         elif entry["type"] == "gap":
-            self.cause = body["cause"]
+            named = self.present if body["chips"] is None else [self.present[chip] for chip in body["chips"]]
+            self.causes |= dict.fromkeys(named, body["cause"])
         elif entry["type"] in ("paused", "shutdown"):
-            self.cause = entry["type"]
+            self.causes |= dict.fromkeys(self.present, entry["type"])
         elif entry["type"] == "usage":
             span = body["to_us"] - body["from_us"]
             for at, chip in enumerate(self.present):
@@ -89,8 +92,8 @@ class NaiveFold:
                 self.points[chip] = Point(
                     entry["boots"], body["mono_from_us"] + span, body["to_us"], self.inventory_seq
                 )
+                self.causes.pop(chip, None)
                 self.usage(chip, at, span, body)
-            self.cause = None
 
     def gap(self, chip: str, boots: int, mono_us: int, time_us: int) -> None:
         point = self.points[chip]
@@ -104,7 +107,7 @@ class NaiveFold:
                     "from_us": point.time_us,
                     "to_us": end,
                     "inventory_seq": point.inventory_seq,
-                    "cause": self.cause,
+                    "cause": self.causes.get(chip),
                 }
             )
 
@@ -116,7 +119,7 @@ class NaiveFold:
             return
         shares = [share for share in body["workloads"] if share["chip"] == at]
         basis = sum(2**bit for bit, field in enumerate(FIELDS) if body[field][at] is None)
-        if any(share["class"] == "shared" for share in shares):
+        if len(shares) > 1 or any(share["class"] == "shared" for share in shares):
             basis += SHARED
         rest = 1_000_000 - sum(share["share_ppm"] for share in shares)
         low = 0

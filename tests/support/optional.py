@@ -13,9 +13,7 @@ import pytest
 
 def required_parts() -> frozenset[str]:
     """The names listed in `KEYTURN_REQUIRE`."""
-    return frozenset(
-        name.strip() for name in os.environ.get("KEYTURN_REQUIRE", "").split(",") if name.strip()
-    )
+    return frozenset(name.strip() for name in os.environ.get("KEYTURN_REQUIRE", "").split(",") if name.strip())
 
 
 def require(name: str, available: bool, reason: str) -> None:

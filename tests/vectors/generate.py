@@ -1582,7 +1582,7 @@ def usage() -> Iterator[tuple[str, Case]]:
                 "from_us": point.time_us,
                 "to_us": until,
                 "inventory_seq": point.inventory_seq,
-                "cause": want.cause or "silent",
+                "cause": want.causes.get(chip, "silent"),
             }
             for chip, point in sorted(want.points.items())
             if chip not in want.retired

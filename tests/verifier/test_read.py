@@ -132,19 +132,22 @@ def test_a_replayed_log_is_not_silent_after_its_end(tmp_path: Path) -> None:
     assert [total.workload for total in totals] == ["slurm:1"]
 
 
-def test_between_incarnations_time_is_missing_up_to_the_next_genesis(tmp_path: Path) -> None:
+def test_between_incarnations_time_is_missing_up_to_the_next_inventory(tmp_path: Path) -> None:
     with Verifier(tmp_path, clock=lambda: START_US + DAY_US) as verifier:
         node = verifier.enrolled(usage=6)
         after = node.next_incarnation()
         after.time_us += 50_000_000
         after.genesis(previous=node.previous())
+        verifier.client.post(after.segment())
+        after.time_us += 7_000_000
         after.inventory()
+        verifier.client.post(after.segment())
         after.usage(1)
         verifier.client.post(after.segment())
         found = every(verifier.client, "/v1/findings", verifier.reader_token(), FindingItem, 100)
     gaps = {f.origin: (f.from_us, f.to_us) for f in found if f.code == "gap"}
     assert gaps == {
-        node.origin: (node.time_us, node.time_us + 50_000_000),
+        node.origin: (node.time_us, node.time_us + 57_000_000),
         after.origin: (after.time_us, START_US + DAY_US),
     }
 

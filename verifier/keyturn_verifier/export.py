@@ -26,7 +26,7 @@ from keyturn_protocol.bundle import (
     receipt_path,
     segment_path,
 )
-from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.canonical import encode_record, fit_text
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.ids import Hash, LogName
 from keyturn_protocol.leaves import ExportBody
@@ -52,8 +52,8 @@ def export(settings: Config, engine: Engine, out: Path, case: str | None, clock:
     """
     if out.exists() or out.is_symlink():
         raise VerifierError(f"{out} is there already", hint="an export never overwrites; name a new folder")
-    if case is not None and len(case) > TEXT_CHARS:
-        raise UsageError(f"--case: at most {TEXT_CHARS} characters (got {len(case)})")
+    if case is not None and case != fit_text(case):
+        raise UsageError(f"--case: at most {TEXT_CHARS} characters on one line, none of them a control character")
     keys = keyfiles.load(settings.state, settings.deployment)
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".keyturn-export-", dir=out.parent))

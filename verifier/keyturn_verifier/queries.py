@@ -152,19 +152,19 @@ def stored_gaps(connection: Connection, names: dict[int, Origin]) -> list[Gap]:
 
 def missing(connection: Connection, until_us: int) -> list[Gap]:
     """What is missing after the end of every log; never stored, since it grows by itself."""
-    query = select(log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.genesis_us).order_by(
+    query = select(log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.listed_us).order_by(
         log.c.node_id, log.c.incarnation.desc()
     )
     gaps: list[Gap] = []
-    node, next_genesis_us = None, None
+    node, next_listed_us = None, None
     for row in connection.execute(query):
         if row.node_id != node:
-            node, next_genesis_us = row.node_id, None
+            node, next_listed_us = row.node_id, None
         chain: ChainState = parse(row.chain, ChainState)
         fold: FoldState = parse(row.fold, FoldState)
-        end = LogEnd(Origin(row.origin), chain.source, chain.time_us, fold, next_genesis_us)
+        end = LogEnd(Origin(row.origin), chain.source, chain.time_us, fold, next_listed_us)
         gaps += missing_after(end, until_us)
-        next_genesis_us = next_genesis_us if row.genesis_us is None else row.genesis_us
+        next_listed_us = next_listed_us if row.listed_us is None else row.listed_us
     return gaps
 
 

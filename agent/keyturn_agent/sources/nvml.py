@@ -14,6 +14,7 @@ from uuid import UUID
 import pynvml
 
 from keyturn_agent.sources.nvml_causes import FUNCTION_NOT_FOUND, NOT_FOUND, SUCCESS, UNKNOWN, NvmlFailure
+from keyturn_protocol.canonical import fit_text
 
 Handle = NewType("Handle", object)
 """``nvmlDevice_t`` of a GPU or of a MIG device; valid until the library is shut down."""
@@ -113,7 +114,7 @@ def uuid(handle: Handle) -> str:
 
 
 def name(handle: Handle) -> str:
-    return str(_call("nvmlDeviceGetName", handle))
+    return fit_text(str(_call("nvmlDeviceGetName", handle)))
 
 
 def bus_id(handle: Handle) -> str:

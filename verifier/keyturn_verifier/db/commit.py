@@ -112,7 +112,9 @@ class Committer:
                 assert_never(change.decision)
         values = head_values(head)
         receipt_s = now_us // 1_000_000 if isinstance(change.decision, Accepted) else None
-        rows.moved.append((*values.values(), receipt_s, log_id, against.head.size))
+        listed = change.decision.inventories if isinstance(change.decision, Accepted) else []
+        listed_us = listed[0].time_us if listed else None
+        rows.moved.append((*values.values(), receipt_s, listed_us, log_id, against.head.size))
         rows.findings += [(log_id, f.code, f.severity, f.seq, f.from_us, f.to_us, f.detail) for f in findings]
         return Written(Known(log_id, head))
 
@@ -141,7 +143,6 @@ class Committer:
                 organisation=opening.organisation,
                 site=opening.site,
                 opened_us=now_us,
-                genesis_us=None if genesis is None else genesis.time_us,
                 **head_values(against.head),
             )
         ).inserted_primary_key

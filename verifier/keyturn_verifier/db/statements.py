@@ -41,10 +41,12 @@ def _insert(engine: Engine, table: Table, *names: str) -> Many:
 
 def _move(engine: Engine) -> Many:
     """Compare and swap: a head moves only from the size that was decided against, and never once frozen."""
-    names = ("size", "frontier", "chain", "fold", "note", "receipt", "frozen", "receipt_s")
+    names = ("size", "frontier", "chain", "fold", "note", "receipt", "frozen", "receipt_s", "listed_us")
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
     # A log that is being frozen keeps the time of its last receipt.
     values["receipt_s"] = func.coalesce(values["receipt_s"], log.c.receipt_s)
+    # The first inventory's time stays.
+    values["listed_us"] = func.coalesce(log.c.listed_us, values["listed_us"])
     statement = (
         update(log)
         .where(log.c.id == bindparam("log"), log.c.size == bindparam("old_size"), log.c.frozen.is_(None))

@@ -48,7 +48,8 @@ class Log(SQLModel, table=True):
     receipt: bytes | None = None
     frozen: str | None = None
     receipt_s: int | None = _some()
-    genesis_us: int | None = _some()
+    listed_us: int | None = _some()
+    """Time of the first inventory entry: from then on this log owes its chips' time."""
     """The genesis entry's time."""
 
 

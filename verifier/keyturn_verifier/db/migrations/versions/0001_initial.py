@@ -48,7 +48,7 @@ def upgrade() -> None:
         sa.Column("receipt", sa.LargeBinary(), nullable=True),
         sa.Column("frozen", sa.String(), nullable=True),
         sa.Column("receipt_s", sa.BigInteger(), nullable=True),
-        sa.Column("genesis_us", sa.BigInteger(), nullable=True),
+        sa.Column("listed_us", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("node_id", "incarnation"),
         sa.UniqueConstraint("origin"),
