@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from typing import Final
@@ -67,7 +67,7 @@ _KEY_BYTES: Final = {
 }
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16_384)
 def ed25519_public_key(raw: bytes) -> Ed25519PublicKey:
     """Load an Ed25519 public key (RFC 8032 §5.1.2), refusing weak and ambiguous ones.
 
@@ -147,6 +147,8 @@ class VerifierKey:
     name: str
     kind: SignatureType
     public_key: bytes
+    id: bytes = field(init=False, repr=False, compare=False)
+    """The 4 bytes that a signature line starts with."""
 
     def __post_init__(self) -> None:
         check_key_name(self.name)
@@ -159,11 +161,7 @@ class VerifierKey:
             )
         if self.kind is not SignatureType.COSIGNATURE_MLDSA44:
             ed25519_public_key(self.public_key)
-
-    @property
-    def id(self) -> bytes:
-        """The 4 bytes that a signature line starts with."""
-        return key_id(self.name, self.kind, self.public_key)
+        object.__setattr__(self, "id", key_id(self.name, self.kind, self.public_key))
 
     def __str__(self) -> str:
         encoded = base64.b64encode(bytes([self.kind]) + self.public_key).decode()

@@ -14,10 +14,11 @@ Parsing a segment is cheap and believes nothing; :func:`follow` then checks its 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from keyturn_protocol.canonical import Hex32, Record, UInt, decode_lines
-from keyturn_protocol.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from keyturn_protocol.checkpoint import Checkpoint, parse_checkpoint
 from keyturn_protocol.entries import (
     BootId,
     Entry,
@@ -40,7 +41,7 @@ from keyturn_protocol.ids import Hash, LogName, Origin, parse_origin
 from keyturn_protocol.keys import SignatureType, VerifierKey
 from keyturn_protocol.limits import ENTRY_BYTES, SEGMENT_BYTES, SEGMENT_ENTRIES
 from keyturn_protocol.merkle import leaf_hash
-from keyturn_protocol.note import Note, parse_note
+from keyturn_protocol.note import Note, open_note, parse_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +113,19 @@ def parse_segment(data: bytes) -> Segment:
     return Segment(name, checkpoint.size - len(lines), lines, note, checkpoint)
 
 
+@lru_cache(maxsize=16_384)
 def node_key(origin: Origin, public_key: bytes) -> VerifierKey:
     """The key of a node's log, whose name is the log's origin."""
     return VerifierKey(origin, SignatureType.ED25519, public_key)
 
 
 def verify_head(segment: Segment, key: VerifierKey) -> None:
-    """Check the log's signature on a segment's checkpoint; returns nothing or raises."""
-    open_checkpoint(segment.note, key)
+    """Check the log's signature on a segment's checkpoint, parsed from those bytes; returns nothing or raises."""
+    open_note(segment.note, [key])
+    if segment.checkpoint.origin != key.name:
+        raise ProtocolError(
+            Code.BAD_CHECKPOINT, "checkpoint of another log", expected=key.name, got=segment.checkpoint.origin
+        )
 
 
 class ChainState(Record, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ measurement. ``inventory_seq`` is the entry that describes the chip.
 The fold is exact: any partition of a log into segments and batches gives the same rows and gaps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, NamedTuple
@@ -111,7 +111,7 @@ def add_sums(rows: Rows, key: RowKey, values: Sequence[int | None]) -> None:
     """
     old = rows.get(key)
     if old is None:
-        rows[key] = [v if v is None else min(v, MAX_INT) for v in values]
+        rows[key] = [v if v is None or v <= MAX_INT else MAX_INT for v in values]
         return
     for i, value in enumerate(values):
         have = old[i]
@@ -128,7 +128,7 @@ def merge(rows: Rows, more: Rows) -> None:
 def to_row(key: RowKey, values: Sequence[int | None]) -> UsageRow:
     """The row in its outside form."""
     names = (*RowKey._fields, "time_us", "samples", *FIELDS)
-    return UsageRow(**dict(zip(names, (*key, *values), strict=True)))  # type: ignore[arg-type]
+    return UsageRow(**dict(zip(names, (*key, *values), strict=True)))
 
 
 def totals_json(rows: Iterable[UsageRow], gaps: Iterable[Gap]) -> bytes:
@@ -348,19 +348,19 @@ class _Fold:
             shares.setdefault(share.chip, []).append(share)
         spans = [b.to_us - b.from_us for b in bodies]
         samples = list(zip(*(b.samples for b in bodies), strict=True))
-        fields = [list(zip(*column, strict=True)) for column in zip(*map(columns_of, bodies), strict=True)]
+        columns = list(zip(*map(columns_of, bodies), strict=True))
+        totals = [_across(column, sum if i < _SUMS else max) for i, column in enumerate(columns)]
+        time_us = sum(spans)
         for at, chip in enumerate(self.present):
             of = shares.get(at, [])
-            columns = [column[at] for column in fields]
-            total = None if 0 in samples[at] or not _whole(of) else _total(columns)
-            if total is not None:
-                basis, values = total
-                workload = WorkloadId(of[0].id) if of else UNATTRIBUTED
-                key = RowKey(self.origin, chip, hour_s, workload, self.inventory_seq, basis | _flag(of))
-                add_sums(self.rows, key, [sum(spans), sum(samples[at]), *values])
+            values: Sums = [total[at] for total in totals]
+            if 0 in samples[at] or _MIXED in values or not _whole(of):
+                for i, span in enumerate(spans):
+                    self._add_one(chip, hour_s, of, [span, samples[at][i], *(column[i][at] for column in columns)])
                 continue
-            for span, count, *one in zip(spans, samples[at], *columns, strict=True):
-                self._add_one(chip, hour_s, of, [span, count, *one])
+            workload = WorkloadId(of[0].id) if of else UNATTRIBUTED
+            key = RowKey(self.origin, chip, hour_s, workload, self.inventory_seq, _basis(values) | _flag(of))
+            add_sums(self.rows, key, [time_us, sum(samples[at]), *values])
 
     def _add_one(self, chip: str, hour_s: int, shares: Sequence[Share], values: Sums) -> None:
         """Add one chip's part of one entry, split by its shares."""
@@ -368,7 +368,7 @@ class _Fold:
             key = RowKey(self.origin, chip, hour_s, GAP, self.inventory_seq, ALL_NULL)
             add_sums(self.rows, key, values)
             return
-        basis = sum(1 << i for i, value in enumerate(values[2:]) if value is None) | _flag(shares)
+        basis = _basis(values[2:]) | _flag(shares)
         for workload, part in split(shares, values):
             add_sums(self.rows, RowKey(self.origin, chip, hour_s, workload, self.inventory_seq, basis), part)
 
@@ -396,20 +396,29 @@ def split(shares: Sequence[Share], values: Sequence[int | None]) -> Iterable[tup
         before = upto
 
 
-def _total(columns: Sequence[Sequence[int | None]]) -> tuple[int, Sums] | None:
-    """Basis and values of a chip's columns over several entries; None if a column is null only in some."""
-    basis, values = 0, list[int | None]()
-    for i, column in enumerate(columns):
-        try:
-            values.append((sum if i < _SUMS else max)(column))  # type: ignore[type-var,arg-type]
-        except TypeError:
-            # There is a None in it; in a column of one, max() didn't see it.
-            if any(x is not None for x in column):
-                return None
-            values.append(None)
-        if values[-1] is None:
-            basis |= 1 << i
-    return basis, values
+_MIXED: Final = -1
+"""In place of a total: a column that is null only in some entries. No value is negative."""
+
+
+def _across(column: Sequence[list[int | None]], how: Callable[[Sequence[int]], int]) -> Sums:
+    """One field of several entries, folded for each chip."""
+    try:
+        return list(map(how, zip(*column, strict=True)))
+    except TypeError:
+        # There is a null in it. Alone in its column it may have passed max() as it is, which is right.
+        return [_fold_nulls(values, how) for values in zip(*column, strict=True)]
+
+
+def _fold_nulls(values: Sequence[int | None], how: Callable[[Sequence[int]], int]) -> int | None:
+    present = [value for value in values if value is not None]
+    if present and len(present) < len(values):
+        return _MIXED
+    return how(present) if present else None
+
+
+def _basis(values: Sequence[int | None]) -> int:
+    """The bits of the fields that are null."""
+    return sum(1 << i for i, value in enumerate(values) if value is None) if None in values else 0
 
 
 def _whole(shares: Sequence[Share]) -> bool:
