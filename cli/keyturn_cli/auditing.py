@@ -1,5 +1,6 @@
 """Running an audit on this machine's cores: logs side by side, the conclusion in one place."""
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -103,7 +104,10 @@ _reader: list[BundleReader] = []
 
 
 def _keep(reader: BundleReader) -> None:
+    """Begin a worker: what was imported stays for good, and entries are garbage as soon as they are folded."""
     _reader[:] = [reader]
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _work(task: Task) -> LogResult:

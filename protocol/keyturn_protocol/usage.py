@@ -128,7 +128,7 @@ def merge(rows: Rows, more: Rows) -> None:
 def to_row(key: RowKey, values: Sequence[int | None]) -> UsageRow:
     """The row in its outside form."""
     names = (*RowKey._fields, "time_us", "samples", *FIELDS)
-    return UsageRow(**dict(zip(names, (*key, *values), strict=True)))
+    return UsageRow(**dict(zip(names, (*key, *values), strict=True)))  # type: ignore[arg-type]
 
 
 def totals_json(rows: Iterable[UsageRow], gaps: Iterable[Gap]) -> bytes:
