@@ -9,6 +9,7 @@ http       6-entry segments (a minute of a host) over HTTP, in CPU seconds of th
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import sqlite3
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
@@ -35,11 +37,10 @@ from keyturn_protocol.api import SEGMENT_TYPE, SEGMENTS
 from keyturn_protocol.entries import Entry
 from keyturn_protocol.keys import ed25519_public_key
 from keyturn_protocol.segment import parse_segment
-from keyturn_verifier import config, keyfiles, service, state
+from keyturn_verifier import service
 from keyturn_verifier.clock import wall_clock
-from keyturn_verifier.server import bind, configure
-from tests.support.node import Client
-from tests.support.verifier import DEPLOYMENT, Verifier
+from keyturn_verifier.server import bind
+from tests.support.verifier import DEPLOYMENT, Served, Verifier
 
 HOSTS, ROUNDS = 32, 4
 SMALL_HOSTS, SMALL_ROUNDS, SMALL_ENTRIES, CONNECTIONS = 400, 12, 6, 64
@@ -118,22 +119,17 @@ def service_alone() -> None:
     )
 
 
-def serve(folder: str, idle: bool, ready: "multiprocessing.connection.Connection") -> None:
-    """The serving process: a verifier, or the same server around an application that does nothing."""
-    if idle:
-        settings = uvicorn.Config(_Idle(), loop="uvloop", http="httptools", ws="none", lifespan="off", log_config=None)
-    else:
-        where = config.load(Path(folder) / "state")
-        engine = state.open_database(where, migrating=True)
-        settings = configure(service.build(where, engine, keyfiles.load(where.state, where.deployment), wall_clock))
+def serve_idle(ready: Connection) -> None:
+    """The same server around an application that does nothing."""
     listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(settings)
+    settings = uvicorn.Config(
+        _Idle(), loop="uvloop", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+    )
 
     async def run() -> None:
         ready.send(listener.getsockname()[1])
-        await server.serve([listener])
+        await uvicorn.Server(settings).serve([listener])
 
-    settings.access_log = False
     asyncio.run(run())
 
 
@@ -150,17 +146,27 @@ class _Idle:
 
 
 @contextlib.contextmanager
-def served(folder: str, *, idle: bool) -> Iterator[tuple[int, psutil.Process]]:
+def idle() -> Iterator[tuple[int, psutil.Process]]:
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, idle, there))
+    process = multiprocessing.get_context("spawn").Process(target=serve_idle, args=(there,))
     process.start()
     try:
-        port: int = here.recv()
-        Client(f"http://127.0.0.1:{port}").get("/healthz")
-        yield port, psutil.Process(process.pid)
+        yield here.recv(), psutil.Process(process.pid)
     finally:
         process.terminate()
         process.join()
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """``keyturn-verifier serve`` as operators run it."""
+    verifier = Served(folder / "state")
+    client = verifier.start()
+    try:
+        client.get("/healthz")
+        yield int(client.url.rpartition(":")[2]), psutil.Process(verifier.process.pid)
+    finally:
+        verifier.terminate()
 
 
 async def _send(port: int, rounds: list[list[bytes]]) -> None:
@@ -192,11 +198,11 @@ def over_http() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with Verifier(Path(folder)) as verifier:
             join(verifier, load)
-        with served(folder, idle=False) as (port, process):
+        with served(Path(folder)) as (port, process):
             cpu, start = _cpu(process), time.perf_counter()
             asyncio.run(_send(port, load.rounds))
             wall_s, ours_s = time.perf_counter() - start, _cpu(process) - cpu
-        with served(folder, idle=True) as (port, process):
+        with idle() as (port, process):
             cpu = _cpu(process)
             asyncio.run(_send(port, load.rounds))
             idle_s = _cpu(process) - cpu
@@ -245,5 +251,7 @@ def _least(folder: Path, frames: list[bytes], keys: list[bytes]) -> float:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # as the server and its limit run
     service_alone()
     over_http()
