@@ -8,9 +8,10 @@ nothing that a leaf doesn't cover.
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, select
@@ -52,29 +53,46 @@ def export(settings: Config, engine: Engine, out: Path, case: str | None, clock:
     """
     if out.exists() or out.is_symlink():
         raise VerifierError(f"{out} is there already", hint="an export never overwrites; name a new folder")
-    if case is not None and case != fit_text(case):
-        raise UsageError(f"--case: at most {TEXT_CHARS} characters on one line, none of them a control character")
     keys = keyfiles.load(settings.state, settings.deployment)
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".keyturn-export-", dir=out.parent))
     try:
-        with reading(engine) as snapshot:
-            mark = _mark(engine, snapshot, keys.log, case, clock)
-            files = _Files(made)
-            refs = _logs(files, snapshot)
-            _evidence(files, snapshot)
-            _verifier_log(files, snapshot, mark)
-            names = queries.origins(snapshot)
-            rows, gaps = queries.usage_rows(snapshot, names), queries.stored_gaps(snapshot, names)
-            files.write(TOTALS, totals_json(rows, gaps))
-        manifest = _manifest(settings, keys.trust(settings.deployment), mark, refs, files)
-        (made / MANIFEST).write_bytes(encode_record(manifest))
+        for path, data in bundle_files(settings, engine, keys, case, clock):
+            target = made / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
         made.chmod(0o755)
         made.rename(out)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return out
+
+
+def bundle_files(
+    settings: Config, engine: Engine, keys: keyfiles.Keys, case: str | None, clock: Clock
+) -> Iterator[tuple[str, bytes]]:
+    """Every file of a new bundle, one at a time, the manifest last: without it, what came before is no bundle.
+
+    The snapshot stays open until the end or ``close()``.
+
+    :raises UsageError: a case that can't be written down.
+    :raises VerifierError: what is stored is damaged.
+    """
+    if case is not None and case != fit_text(case):
+        raise UsageError(f"--case: at most {TEXT_CHARS} characters on one line, none of them a control character")
+    hashes: dict[str, str] = {}
+    refs: list[LogRef] = []
+    with reading(engine) as snapshot:
+        mark = _mark(engine, snapshot, keys.log, case, clock)
+        for path, data in chain(_logs(snapshot, refs), _evidence(snapshot), _verifier_log(snapshot, mark)):
+            hashes[path] = sha256(data).hexdigest()
+            yield path, data
+        names = queries.origins(snapshot)
+        totals = totals_json(queries.usage_rows(snapshot, names), queries.stored_gaps(snapshot, names))
+    hashes[TOTALS] = sha256(totals).hexdigest()
+    yield TOTALS, totals
+    yield MANIFEST, encode_record(_manifest(settings, keys.trust(settings.deployment), mark, refs, hashes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +103,6 @@ class _Mark:
     leaf: bytes
     body: ExportBody
     checkpoint: bytes
-
-
-@dataclass(slots=True)
-class _Files:
-    """Writes files below a folder and remembers their hashes."""
-
-    folder: Path
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    def write(self, path: str, data: bytes) -> None:
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-        self.hashes[path] = sha256(data).hexdigest()
 
 
 def _mark(engine: Engine, snapshot: Connection, key: keyfiles.SigningKey, case: str | None, clock: Clock) -> _Mark:
@@ -122,11 +126,15 @@ def _mark(engine: Engine, snapshot: Connection, key: keyfiles.SigningKey, case: 
     return _Mark(before.size, leaf, body, checkpoint)
 
 
-def _logs(files: _Files, snapshot: Connection) -> list[LogRef]:
-    """Every log's segments as they were received, with their receipts."""
-    refs = []
+def _logs(snapshot: Connection, refs: list[LogRef]) -> Iterator[tuple[str, bytes]]:
+    """Every log's segments as they were received, with their receipts; ``refs`` gets a line for each log."""
     for log_id, name, row in queries.logs(snapshot):
-        size = _segments(files, snapshot, log_id, name)
+        size = 0
+        for start, end, data, receipt in _segments(snapshot, log_id, name):
+            path = segment_path(name, start, end)
+            yield path, data
+            yield receipt_path(path), receipt
+            size = end
         if size != row.size:
             raise VerifierError(f"{name.origin}: {size} entries are stored where the head says {row.size}")
         refs.append(
@@ -138,30 +146,29 @@ def _logs(files: _Files, snapshot: Connection) -> list[LogRef]:
                 size=size,
             )
         )
-    return refs
 
 
-def _segments(files: _Files, snapshot: Connection, log_id: int, name: LogName) -> int:
-    """One log's segments; returns where they end."""
+def _segments(snapshot: Connection, log_id: int, name: LogName) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """One log's segments in order: start, end, decoded bytes, receipt."""
     query = (
         select(segment.c.start, segment.c.end, segment.c.sha256, segment.c.receipt, segment.c.body)
         .where(segment.c.log_id == log_id)
         .order_by(segment.c.start)
     )
-    end = 0
     for row in snapshot.execute(query.execution_options(yield_per=64)):
-        data = _decoded(f"{name.origin} {row.start} … {row.end - 1}", row.body, row.sha256)
-        path = segment_path(name, row.start, row.end)
-        files.write(path, data)
-        files.write(receipt_path(path), row.receipt)
-        end = row.end
-    return end
+        yield (
+            row.start,
+            row.end,
+            _decoded(f"{name.origin} {row.start} … {row.end - 1}", row.body, row.sha256),
+            row.receipt,
+        )
 
 
-def _evidence(files: _Files, snapshot: Connection) -> None:
-    for row in snapshot.execute(select(evidence.c.sha256, evidence.c.body)):
+def _evidence(snapshot: Connection) -> Iterator[tuple[str, bytes]]:
+    query = select(evidence.c.sha256, evidence.c.body).execution_options(yield_per=16)
+    for row in snapshot.execute(query):
         name = row.sha256.hex()
-        files.write(evidence_path(name), _decoded(f"evidence {name}", row.body, row.sha256))
+        yield evidence_path(name), _decoded(f"evidence {name}", row.body, row.sha256)
 
 
 def _decoded(what: str, frame: bytes, digest: bytes) -> bytes:
@@ -175,19 +182,19 @@ def _decoded(what: str, frame: bytes, digest: bytes) -> bytes:
     return data
 
 
-def _verifier_log(files: _Files, snapshot: Connection, mark: _Mark) -> None:
+def _verifier_log(snapshot: Connection, mark: _Mark) -> Iterator[tuple[str, bytes]]:
     """The checkpoint, and all tiles of its size, computed from the leaves."""
-    files.write(VERIFIER_LOG + "checkpoint", mark.checkpoint)
+    yield VERIFIER_LOG + "checkpoint", mark.checkpoint
     hashes: list[Hash] = []
     for index, bundle in enumerate(_bundles(snapshot, mark)):
-        files.write(VERIFIER_LOG + Tile(ENTRIES, index, len(bundle)).path, encode_bundle(bundle))
+        yield VERIFIER_LOG + Tile(ENTRIES, index, len(bundle)).path, encode_bundle(bundle)
         hashes += map(leaf_hash, bundle)
     level = 0
     while hashes:
         full = len(hashes) // TILE_WIDTH
         for first in range(0, len(hashes), TILE_WIDTH):
             tile = hashes[first : first + TILE_WIDTH]
-            files.write(VERIFIER_LOG + Tile(level, first // TILE_WIDTH, len(tile)).path, encode_hashes(tile))
+            yield VERIFIER_LOG + Tile(level, first // TILE_WIDTH, len(tile)).path, encode_hashes(tile)
         hashes = [root_of(hashes[i * TILE_WIDTH : (i + 1) * TILE_WIDTH]) for i in range(full)]
         level += 1
 
@@ -199,15 +206,15 @@ def _bundles(snapshot: Connection, mark: _Mark) -> Iterator[Sequence[bytes]]:
         yield [*bundle, mark.leaf] if start + len(bundle) == mark.index and len(bundle) < TILE_WIDTH else bundle
 
 
-def _manifest(settings: Config, trust: Trust, mark: _Mark, refs: list[LogRef], files: _Files) -> Manifest:
+def _manifest(settings: Config, trust: Trust, mark: _Mark, refs: list[LogRef], hashes: dict[str, str]) -> Manifest:
     return Manifest(
         v=1,
         deployment=settings.deployment,
         export_index=mark.index,
         export=mark.body,
         verifier=trust,
-        logs=refs,
-        files=files.hashes,
+        logs=sorted(refs, key=lambda ref: ref.origin),  # "…/10" before "…/2", as the format says
+        files=hashes,
     )
 
 
