@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
+from keyturn_cli.layout import Block, Rows
 from keyturn_cli.output import clean
-from keyturn_cli.units import NOT_MEASURED, at_most, duration, energy, flop_range, moment, scientific
+from keyturn_cli.units import NOT_KNOWN, NOT_MEASURED, at_most, count, duration, energy, flop_range, moment, scientific
 from keyturn_protocol.api import FindingItem, FlopInterval, NodeLog, WorkloadTotal
 from keyturn_protocol.findings import Finding, Severity
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
@@ -16,31 +16,38 @@ POOLS = (UNATTRIBUTED, GAP)
 _COLOURS: Mapping[str, str] = {Severity.CRITICAL: "bold red", Severity.HIGH: "red", Severity.MEDIUM: "yellow"}
 
 
-def table(*columns: str, folds: Sequence[str] = ()) -> Table:
-    """A plain table without a box; columns keep their lines, but for those named in ``folds``."""
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        made.add_column(name, overflow="fold", no_wrap=name not in folds)
-    return made
-
-
-def workloads(totals: Iterable[WorkloadTotal]) -> Table:
+def workloads(totals: Iterable[WorkloadTotal]) -> Rows:
     """One row a workload; the pools that no workload can be given come last, as :func:`summarise` orders them."""
-    made = table(
+    made = Rows(
         *("WORKLOAD", "FLOP, UNDECLARED", "BEST", "FLOP, AS DECLARED", "BEST", "DTYPE"),
         *("CHIPS", "CHIP TIME", "ENERGY"),
         folds=["WORKLOAD"],
     )
     for total in totals:
-        made.add_row(
-            Text(_name(total), style="italic" if total.workload in POOLS else ""),
+        name = Text(_name(total), style="italic" if total.workload in POOLS else "")
+        made.add(
+            name,
             *_undeclared(total),
             *_declared(total),
             f"{total.chips:,}",
             duration(total.time_us),
             energy(total.energy_mj),
+            block=_workload_block(name, total),
         )
     return made
+
+
+def _workload_block(name: Text, total: WorkloadTotal) -> Block:
+    """Both intervals under each other, and what they come from."""
+    flop, best = _undeclared(total)
+    lines = [f"{flop} FLOP" if total.workload == GAP else f"{'undeclared':<12}{flop:<17} FLOP, best {best}"]
+    if total.declared is not None:
+        flop, best, dtype = _declared(total)
+        lines.append(f"{'as ' + dtype:<12}{flop:<17} FLOP, best {best}")
+    elif total.workload not in POOLS:
+        lines.append("no data type declared")
+    lines.append(f"{count(total.chips, 'chip')}, {duration(total.time_us)}, energy {energy(total.energy_mj)}")
+    return Block(name, lines)
 
 
 def _name(total: WorkloadTotal) -> str:
@@ -67,12 +74,12 @@ def _declared(total: WorkloadTotal) -> tuple[str, str, str]:
 
 
 def interval(of: FlopInterval) -> tuple[str, str]:
-    """Both ends, and the best estimate."""
-    return flop_range(of.low, of.high), scientific(int(of.best))
+    """Both ends, and the best estimate: without an upper end nobody has one, only a part that is known."""
+    return flop_range(of.low, of.high), NOT_KNOWN if of.high is None else scientific(int(of.best))
 
 
-def nodes(logs: Iterable[NodeLog]) -> Table:
-    made = table(
+def nodes(logs: Iterable[NodeLog]) -> Rows:
+    made = Rows(
         "NODE",
         "LOG",
         "ORGANISATION",
@@ -88,7 +95,7 @@ def nodes(logs: Iterable[NodeLog]) -> Table:
     for log in logs:
         receipt = None if log.last_receipt_s is None else log.last_receipt_s * 1_000_000
         state = log.state if log.reason is None else f"{log.state}: {log.reason}"
-        made.add_row(
+        made.add(
             clean(log.node_id),
             str(log.incarnation),
             clean(log.organisation),
@@ -103,9 +110,9 @@ def nodes(logs: Iterable[NodeLog]) -> Table:
     return made
 
 
-def usage(rows: Iterable[UsageRow]) -> Table:
+def usage(rows: Iterable[UsageRow]) -> Rows:
     """Raw rows: what the logs say before anything is estimated."""
-    made = table(
+    made = Rows(
         "HOUR",
         "LOG",
         "CHIP",
@@ -118,7 +125,7 @@ def usage(rows: Iterable[UsageRow]) -> Table:
         folds=["LOG", "WORKLOAD"],
     )
     for row in rows:
-        made.add_row(
+        made.add(
             moment(row.hour_s * 1_000_000),
             clean(row.log),
             clean(row.chip),
@@ -136,20 +143,23 @@ def _measured(value: int | None) -> str:
     return NOT_MEASURED if value is None else f"{value:,}"
 
 
-def findings(found: Sequence[Finding | FindingItem], most: int = 20) -> Table:
+def findings(found: Sequence[Finding | FindingItem], most: int = 20) -> Rows:
     """Grouped by kind and log, the first of each in words; the groups in the order given, which is by severity."""
     groups: dict[tuple[str, str, str], list[Finding | FindingItem]] = {}
     for one in found:
         groups.setdefault((one.severity, one.code, one.origin), []).append(one)
-    made = table("SEVERITY", "FINDING", "LOG", "WHERE", "WHAT", folds=["LOG", "WHAT"])
+    made = Rows("SEVERITY", "FINDING", "LOG", "WHERE", "WHAT", folds=["LOG", "WHAT"])
     for (severity, code, origin), members in list(groups.items())[:most]:
         first = members[0]
         what = clean(first.detail) + (f" (and {len(members) - 1:,} more)" if len(members) > 1 else "")
         # The deployment is the same everywhere: <node>/<incarnation> is what tells logs apart.
         log = clean(origin).rpartition("/node/")[2]
-        made.add_row(Text(clean(severity), style=_COLOURS.get(severity, "")), clean(code), log, _where(first), what)
+        style, where = _COLOURS.get(severity, ""), _where(first)
+        title = Text.assemble((f"{clean(severity):<10}", style), f"{clean(code)}  {where}")
+        block = Block(title, [what, f"log {log}"] if log else [what])
+        made.add(Text(clean(severity), style=style), clean(code), log, where, what, block=block)
     if len(groups) > most:
-        made.add_row("…", f"{len(groups) - most:,} more kinds", "", "", "--json shows every one")
+        made.add("…", f"{len(groups) - most:,} more kinds", "", "", "--json shows every one")
     return made
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Literal, assert_never
 
 NOT_MEASURED = "not measured"
+NOT_KNOWN = "not known"
 UNBOUNDED = "unbounded"
 Rounding = Literal["down", "nearest", "up"]
 

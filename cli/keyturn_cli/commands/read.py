@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.table import Table
 
 from keyturn_cli import render
 from keyturn_cli.client import Client
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.files import read_capped
+from keyturn_cli.layout import Rows
 from keyturn_cli.output import note, print_json, results
 from keyturn_protocol import api
 from keyturn_protocol.usage import UsageRow
@@ -82,7 +82,7 @@ def findings(
 def _show(
     path: str,
     kind: type[T],
-    table: Callable[[list[T]], Table],
+    table: Callable[[list[T]], Rows],
     what: str,
     verifier: str,
     token: str | None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from keyturn_cli import render
@@ -205,7 +206,7 @@ class Story:
         self.out.print(Text.assemble((f"{passed}  ", "dim"), (title, "bold cyan")), soft_wrap=True)
 
     def _say(self, text: str) -> None:
-        self.out.print(Text(f"         {text}"), soft_wrap=True)
+        self.out.print(Padding(Text(text), (0, 0, 0, 9), expand=False))
 
     def _shown(self, path: Path) -> str:
         """A path as a person would type it from here."""
