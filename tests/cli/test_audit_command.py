@@ -1,6 +1,7 @@
 """``keyturn audit``: exit codes, what it prints, and its JSON."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,21 @@ class TestExit:
         assert keyturn("audit", evidence, "--root", root, "--trust", trust)[0] == 0
 
     def test_3_a_log_that_is_left_out(self, keyturn: Cli, tmp_path: Path) -> None:
-        site, _, hosts = large()
-        bundle = site.export({hosts["three"].origin: "\x1b[2Janother customer's"})
-        (tmp_path / "trust").write_bytes(encode_record(bundle.trust))
-        code, out, _ = keyturn("audit", write_bundle(bundle, tmp_path / "b"), "--trust", tmp_path / "trust")
+        code, out, _ = self.audit_without_a_log(keyturn, tmp_path, "another customer's")
         assert code == 3
-        assert f"{hosts['three'].origin} is left out: \\x1b[2Janother customer's" in out
+        assert re.search(r"/node/[0-9a-f]{32}/1 is left out: another customer's", out)
+
+    def test_1_a_reason_that_would_steer_a_terminal(self, keyturn: Cli, tmp_path: Path) -> None:
+        code, out, err = self.audit_without_a_log(keyturn, tmp_path, "\x1b[2Janother customer's")
+        assert code == 1
+        assert "left_out[0].reason" in err
+        assert "\x1b" not in out + err
+
+    def audit_without_a_log(self, keyturn: Cli, tmp_path: Path, reason: str) -> tuple[int, str, str]:
+        site, _, hosts = large()
+        bundle = site.export({hosts["three"].origin: reason})
+        (tmp_path / "trust").write_bytes(encode_record(bundle.trust))
+        return keyturn("audit", write_bundle(bundle, tmp_path / "b"), "--trust", tmp_path / "trust")
 
 
 class TestCheckpoint:
