@@ -1,7 +1,8 @@
 """The verifier over HTTP: urllib3, with a limit on everything. Nothing here decides what an answer means."""
 
-import ssl
-from typing import Final
+import os
+import time
+from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError
@@ -9,6 +10,7 @@ from urllib3.exceptions import HTTPError
 from keyturn_agent import __version__
 from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
+from keyturn_agent.route import proxy_for, trust_context
 from keyturn_protocol.api import JOIN, LOG, SEGMENT_TYPE, SEGMENTS, head_path
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.limits import NOTE_BYTES
@@ -16,24 +18,41 @@ from keyturn_protocol.limits import NOTE_BYTES
 _ANSWER_BYTES: Final = 4 * NOTE_BYTES
 """A problem that quotes a note, escaped as JSON."""
 _CHUNK: Final = 16_384
+_EXCHANGES: Final = 4
+"""An answer may take this many time-outs as a whole."""
 
 
 class HttpVerifier:
     """A :class:`~keyturn_agent.ports.Verifier` at a base URL.
 
-    TLS is verified against the system's certificates; redirects are answers like any other and not followed.
+    TLS is always verified; redirects are answers like any other and not followed.
+
+    :param timeout_s: of one exchange: to connect (at most 10), and for each wait on the socket after that.
+    :param proxy: ``upload.proxy``, see :func:`~keyturn_agent.route.proxy_for`.
+    :param ca_file: PEM certificates in place of the system's.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, proxy: str | None = None, ca_file: str | None = None) -> None:
         self._url = url
-        self._pool = urllib3.PoolManager(
-            num_pools=1,
-            maxsize=1,
-            timeout=urllib3.Timeout(connect=min(timeout_s, 10), read=timeout_s),
-            retries=False,
-            cert_reqs=ssl.CERT_REQUIRED,
-            headers={"User-Agent": f"keyturn-agent/{__version__}", "Accept-Encoding": "identity"},
-        )
+        self._timeout_s = timeout_s
+        self._headers = {"User-Agent": f"keyturn-agent/{__version__}", "Accept-Encoding": "identity"}
+        context = trust_context(ca_file)
+        way = proxy_for(url, proxy, os.environ)
+        options: dict[str, Any] = {
+            "num_pools": 1,
+            "maxsize": 1,
+            "timeout": urllib3.Timeout(connect=min(timeout_s, 10), read=timeout_s),
+            "retries": False,
+            "ssl_context": context,
+        }
+        self._pool: urllib3.PoolManager
+        if way is None:
+            self._pool = urllib3.PoolManager(**options)
+        else:
+            credentials = {} if way.credentials is None else urllib3.make_headers(proxy_basic_auth=way.credentials)
+            self._pool = urllib3.ProxyManager(
+                way.url, proxy_headers=credentials, proxy_ssl_context=trust_context(ca_file), **options
+            )
 
     def join(self, request: bytes) -> Answer:
         return self._exchange("POST", JOIN, request, "application/json")
@@ -52,7 +71,7 @@ class HttpVerifier:
         self._pool.clear()
 
     def _exchange(self, method: str, path: str, body: bytes | None = None, kind: str | None = None) -> Answer:
-        headers = dict(self._pool.headers)
+        headers = dict(self._headers)
         if kind is not None:
             headers["Content-Type"] = kind
         try:
@@ -61,8 +80,12 @@ class HttpVerifier:
             )
             try:
                 data = b""
-                while chunk := response.read(_CHUNK, decode_content=False):
+                # A server that sends a byte now and then would never run into the time-out of a single read.
+                deadline = time.monotonic() + _EXCHANGES * self._timeout_s
+                while chunk := response.read1(_CHUNK, decode_content=False):
                     data += chunk
+                    if time.monotonic() > deadline:
+                        raise UnreachableError("unreachable", f"{path}: the answer takes too long")
                     if len(data) > _ANSWER_BYTES:
                         raise UnreachableError("answer_too_large", f"{path}: an answer over {_ANSWER_BYTES} bytes")
             except UnreachableError:
