@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from keyturn_agent.ports import Declared, Sample
 from keyturn_protocol.entries import Share, ShareClass, WorkloadEndedBody, WorkloadStartedBody
 
@@ -72,6 +74,24 @@ class Workloads:
             if workload not in self._started:
                 self._started[workload] = self._body(workload, now[workload])
                 bodies.append(self._started[workload])
+        return bodies
+
+    def relist(self, origin: Sequence[int | None]) -> list[WorkloadEndedBody]:
+        """The chips have other numbers from here on; workloads that had only chips that are gone have ended.
+
+        :param origin: for each chip its number so far, or None if it is new.
+        """
+        place = {before: chip for chip, before in enumerate(origin) if before is not None}
+        bodies = []
+        for workload in sorted(self._chips):
+            self._chips[workload] = {place[chip] for chip in self._chips[workload] if chip in place}
+            if not self._chips[workload]:
+                bodies.append(_ended(workload, "its chips are gone"))
+                del self._chips[workload], self._started[workload]
+                continue
+            started = self._started[workload]
+            chips = sorted(place[chip] for chip in started.chips if chip in place)
+            self._started[workload] = msgspec.structs.replace(started, chips=chips)
         return bodies
 
     def end(self, reason: str) -> list[WorkloadEndedBody]:

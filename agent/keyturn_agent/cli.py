@@ -3,17 +3,17 @@
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from keyturn_agent import __version__
+from keyturn_agent.cli_source import add_nvml, add_replay, add_source, check_source, make_source, stop_on_signals
+from keyturn_agent.cli_values import natural, positive
 from keyturn_agent.client import HttpVerifier
-from keyturn_agent.clock import SimulatedClock, StopFlag, SystemClock, SystemRandom
+from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
 from keyturn_agent.daemon import Daemon
@@ -22,9 +22,8 @@ from keyturn_agent.enrolment import check_url, read_trust
 from keyturn_agent.errors import AgentError, RefusedError, UsageError
 from keyturn_agent.ports import Clock
 from keyturn_agent.recording import read_recording
-from keyturn_agent.sources.replay import ReplaySource
 from keyturn_agent.status import describe, read_status
-from keyturn_agent.store import Store
+from keyturn_agent.store import Store, read_enrolment
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.errors import ProtocolError
 
@@ -83,82 +82,28 @@ def _parser() -> argparse.ArgumentParser:
     token = join.add_mutually_exclusive_group()
     token.add_argument("--token", help=f"join token; others on this host may see it, better: {TOKEN_ENV}")
     token.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the join token")
-    _add_source(join)
-    join.add_argument("--timeout", type=_positive, default=30, metavar="SECONDS", help="default: %(default)s")
+    add_source(join)
+    join.add_argument("--timeout", type=positive, default=30, metavar="SECONDS", help="default: %(default)s")
     join.add_argument("--json", action="store_true", help="result as JSON")
     join.set_defaults(command=_enroll)
 
     run = commands.add_parser("run", parents=[state], help="run the agent")
-    _add_source(run)
-    _add_replay(run)
-    run.add_argument("--interval", type=_positive, default=10, metavar="SECONDS", help="of a usage entry; 10")
-    run.add_argument("--checkpoint-every", type=_positive, default=300, metavar="SECONDS", help="300")
-    run.add_argument("--heartbeat-every", type=_positive, default=60, metavar="SECONDS", help="60")
-    run.add_argument("--jitter", type=_natural, metavar="SECONDS", help="before each upload; 30, 0 in simulated time")
-    run.add_argument("--timeout", type=_positive, default=30, metavar="SECONDS", help="of one exchange; 30")
-    run.add_argument("--drain", type=_natural, default=30, metavar="SECONDS", help="wait for receipts at the end; 30")
-    run.add_argument("--incarnation-every", type=_natural, default=600, metavar="SECONDS", help=argparse.SUPPRESS)
+    add_source(run)
+    add_nvml(run)
+    add_replay(run)
+    run.add_argument("--interval", type=positive, default=10, metavar="SECONDS", help="of a usage entry; 10")
+    run.add_argument("--checkpoint-every", type=positive, default=300, metavar="SECONDS", help="300")
+    run.add_argument("--heartbeat-every", type=positive, default=60, metavar="SECONDS", help="60")
+    run.add_argument("--jitter", type=natural, metavar="SECONDS", help="before each upload; 30, 0 in simulated time")
+    run.add_argument("--timeout", type=positive, default=30, metavar="SECONDS", help="of one exchange; 30")
+    run.add_argument("--drain", type=natural, default=30, metavar="SECONDS", help="wait for receipts at the end; 30")
+    run.add_argument("--incarnation-every", type=natural, default=600, metavar="SECONDS", help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
 
     ask = commands.add_parser("status", parents=[state], help="how this host's log is doing")
     ask.add_argument("--json", action="store_true", help="result as JSON")
     ask.set_defaults(command=_status)
     return parser
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", choices=["replay", "nvml"], default="replay", help="where readings come from")
-    parser.add_argument("--recording", type=Path, metavar="FILE", help="what --source replay plays")
-
-
-def _add_replay(parser: argparse.ArgumentParser) -> None:
-    replay = parser.add_argument_group("replay")
-    pace = replay.add_mutually_exclusive_group()
-    pace.add_argument("--fast", action="store_true", help="simulated time, as fast as it goes; ends with the recording")
-    pace.add_argument("--speed", type=_positive, metavar="N", help="simulated time, N seconds in one")
-    replay.add_argument("--start", type=_moment, metavar="TIME", help="simulated time starts here (ISO 8601 or epoch)")
-    replay.add_argument("--until-end", action="store_true", help="end with the recording")
-    replay.add_argument("--loop", type=_positive, default=1, metavar="N", help="play the recording N times")
-    replay.add_argument("--duration", type=_positive, metavar="SECONDS", help="end after so much recorded time")
-    replay.add_argument("--label", metavar="ID", help="put before each chip's uuid")
-
-
-def _positive(text: str) -> int:
-    return _number(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _number(text, 0)
-
-
-def _number(text: str, least: int) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= 10**9:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} (got {text!r})")
-    return int(text)
-
-
-def _moment(text: str) -> int:
-    """UTC µs out of ISO 8601 or of POSIX seconds; a time without a zone is UTC."""
-    if text.isascii() and text.isdigit():
-        seconds = int(text)
-    else:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be ISO 8601 or POSIX seconds (got {text!r})") from None
-        seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    if not 0 <= seconds < 2**33:
-        raise argparse.ArgumentTypeError(f"must be a time from 1970 on (got {text!r})")
-    return seconds * 1_000_000
-
-
-def _check_source(arguments: argparse.Namespace) -> None:
-    if arguments.source == "nvml":
-        raise UsageError(
-            "no_source",
-            "--source nvml: this version meters recordings only",
-            hint="use --source replay --recording FILE",
-        )
 
 
 def _token(arguments: argparse.Namespace) -> str:
@@ -179,7 +124,6 @@ def _token(arguments: argparse.Namespace) -> str:
 
 
 def _enroll(arguments: argparse.Namespace) -> int:
-    _check_source(arguments)
     url, pinned, token = check_url(arguments.verifier), read_trust(arguments.trust), _token(arguments)
     if arguments.recording is not None:
         read_recording(arguments.recording)
@@ -203,13 +147,12 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _check_source(arguments)
-    if arguments.recording is None:
-        raise UsageError("no_recording", "--recording: needed with --source replay")
     simulated = arguments.fast or arguments.speed is not None
-    if arguments.start is not None and not simulated:
-        raise UsageError("bad_flag", "--start: only in simulated time (--fast or --speed)")
-    recording = read_recording(arguments.recording)
+    check_source(arguments)
+    recording = None if arguments.recording is None else read_recording(arguments.recording)
+    enrolment, _ = read_enrolment(arguments.state)
+    if enrolment.source != arguments.source:
+        raise UsageError("wrong_source", f"--source: this host is enrolled with {enrolment.source}")
     random = SystemRandom()
 
     def make_clock(newest_us: int) -> Clock:
@@ -221,16 +164,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     store, clock = Store.open(arguments.state, make_clock, int(time.time()))
     try:
-        if store.enrolment.source != arguments.source:
-            raise UsageError("wrong_source", f"--source: this host is enrolled with {store.enrolment.source}")
-        source = ReplaySource(
-            recording,
-            clock.now().mono_us,
-            loops=arguments.loop,
-            duration_us=None if arguments.duration is None else arguments.duration * 1_000_000,
-            label=arguments.label,
-            until_end=arguments.until_end or arguments.fast,
-        )
+        source = make_source(arguments, recording, clock)
         default_jitter = 0 if simulated else 30
         config = Config(
             interval_us=arguments.interval * 1_000_000,
@@ -243,9 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         verifier = HttpVerifier(store.enrolment.verifier, config.timeout_s)
         courier = Courier(verifier, store.pinned.receipt_key, store.pinned.log_key, random, jitter_s=config.jitter_s)
-        stop = StopFlag()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.request())
+        stop = stop_on_signals()
         receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time())).run()
         return FINE if receipted or stop.requested else UNDECIDED
     finally:

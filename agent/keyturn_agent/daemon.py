@@ -4,16 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from keyturn_agent.attribution import Workloads
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
 from keyturn_agent.errors import StoreError
-from keyturn_agent.losses import Losses
+from keyturn_agent.meter import DESTROYED, Meter, gone_meanwhile
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
-from keyturn_agent.sampler import Sampler
-from keyturn_agent.status import Live, write_live
+from keyturn_agent.status import Live, read_listed, write_listed, write_live
 from keyturn_agent.store import Store
-from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, ShutdownBody
+from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, RetiredBody, ShutdownBody
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +41,9 @@ class Daemon:
         self._stop = stop
         self._config = config
         self._real_s = real_s
-        self._inventory = source.inventory()
+        inventory = source.inventory()
         now = clock.now()
-        self._anchor_us = now.time_us - now.mono_us
-        chips = len(self._inventory.chips)
-        self._sampler = Sampler(chips, config.interval_us, self._anchor_us)
-        self._losses = Losses(chips)
-        self._workloads = Workloads(source.declared)
+        self._meter = Meter(inventory, source.declared, config.interval_us, now.time_us - now.mono_us)
         self._unreadable: list[int] = []
         self._seal_at_us = now.mono_us + config.checkpoint_us
         self._beat_at_us = now.mono_us
@@ -62,26 +56,34 @@ class Daemon:
         self._courier.start()
         self._carry(ask=True)
         try:
-            self._write([self._inventory])
-            reason = self._meter()
+            self._list()
+            reason = self._loop()
             self._shut_down(reason)
             return self._drain()
         finally:
             self._courier.stop()
+            self._source.stop()
 
     # -- metering
 
-    def _meter(self) -> str:
+    def _list(self) -> None:
+        """Write down which chips there are at the start."""
+        chips = self._meter.inventory.chips
+        if gone := gone_meanwhile(read_listed(self._store.folder), chips):
+            self._write([RetiredBody(chips=gone, reason=DESTROYED)])
+        self._write([self._meter.inventory])
+        write_listed(self._store.folder, chips)
+
+    def _loop(self) -> str:
         """The loop; returns why it ended."""
         while True:
             sample_at_us = self._source.due_us(self._clock.now().mono_us)
             if sample_at_us is None:
-                self._write(self._sampler.flush())
-                self._write(self._workloads.end("the recording ended"))
+                self._write(self._meter.end("the recording ended"))
                 return "the recording ended"
             self._clock.wait_until(min(sample_at_us, self._seal_at_us, self._beat_at_us), self._stop)
             if self._stop.requested:
-                self._write(self._sampler.flush())
+                self._write(self._meter.flush())
                 return "stopped by the operator"
             now_us = self._clock.now().mono_us
             self._check_clock()
@@ -95,30 +97,28 @@ class Daemon:
             self._follow_verifier()
 
     def _take(self, sample: Sample) -> None:
-        last_us = self._sampler.last_mono_us
-        step = self._sampler.add(sample)
-        changes = self._workloads.see(sample)
-        bodies: list[Body] = [*step.before]
-        if last_us is not None:
-            bodies += self._losses.see(last_us + self._anchor_us, sample.mono_us + self._anchor_us, step.spans)
+        taken = self._meter.take(sample)
         self._unreadable = [chip for chip, reading in enumerate(sample.chips) if reading is None]
-        self._write([*bodies, *changes, *step.after])
-        if changes:
+        self._write(taken.bodies)
+        if self._source.inventory_changed:
+            self._write(self._meter.relist(self._source.inventory()))
+            # A chip that came isn't read yet; the next sample says what is.
+            self._unreadable = []
+            write_listed(self._store.folder, self._meter.inventory.chips)
+            self._checkpoint()
+        elif taken.workloads_changed:
             # A workload comes or goes: the head says so without delay.
             self._checkpoint()
 
     def _check_clock(self) -> None:
         """Write down that the wall clock was set, if it was."""
         now = self._clock.now()
-        anchor_us = now.time_us - now.mono_us
-        step_us = anchor_us - self._anchor_us
+        step_us = now.time_us - now.mono_us - self._meter.anchor_us
         if abs(step_us) < self._config.clock_step_us:
             return
         logger.warning("the wall clock moved by %d us", step_us)
-        self._anchor_us = anchor_us
         step = ClockStepBody(before_us=now.time_us - step_us, after_us=now.time_us, step_us=step_us)
-        self._losses.step_clock(step_us)
-        self._write([*self._sampler.step_clock(anchor_us), step])
+        self._write([*self._meter.step_clock(step_us), step])
 
     # -- the log
 
@@ -139,7 +139,7 @@ class Daemon:
             self._seal_at_us = now.mono_us + _ASK_AGAIN_US
             return
         self._seal_at_us = now.mono_us + self._config.checkpoint_us
-        self._write(self._losses.so_far(now.mono_us + self._anchor_us))
+        self._write(self._meter.missing(now.mono_us))
         if self._store.log.seal():
             self._courier.wake()
         self._say()
@@ -154,11 +154,11 @@ class Daemon:
             return
         # What was measured so far belongs to the log that is left. Its bytes are kept and nothing more is signed:
         # after a rollback that would be a second head of some size.
-        self._write(self._sampler.flush())
+        self._write(self._meter.flush())
         self._store.next_incarnation(leave.reason, leave.why, self._store.stamp(self._clock), now_s)
         logger.warning("opened %s (%s)", self._store.log.name.origin, leave.reason)
         self._carry(ask=False)
-        self._write([self._inventory, *self._workloads.present()])
+        self._write([self._meter.inventory, *self._meter.present()])
         self._checkpoint()
 
     def _carry(self, *, ask: bool) -> None:
@@ -174,9 +174,9 @@ class Daemon:
                 origin=log.name.origin,
                 size=log.size,
                 sealed=log.sealed,
-                chips=[chip.uuid for chip in self._inventory.chips],
+                chips=[chip.uuid for chip in self._meter.inventory.chips],
                 unreadable=self._unreadable,
-                workloads=[body.id for body in self._workloads.present()],
+                workloads=[body.id for body in self._meter.present()],
                 last_error=self._courier.last_error,
             ),
         )
@@ -184,7 +184,7 @@ class Daemon:
     # -- the end
 
     def _shut_down(self, reason: str) -> None:
-        self._write(self._losses.so_far(self._clock.now().mono_us + self._anchor_us))
+        self._write(self._meter.missing(self._clock.now().mono_us))
         self._write([ShutdownBody(reason=reason)])
         self._courier.wait_asked(self._config.drain_s)
         self._checkpoint()

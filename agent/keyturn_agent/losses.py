@@ -62,6 +62,19 @@ class Losses:
         """The wall clock was set; the losses that go on began at the same moment as before, under another name."""
         self._open = {chip: replace(loss, from_us=max(0, loss.from_us + step_us)) for chip, loss in self._open.items()}
 
+    def relist(self, origin: Sequence[int | None]) -> "Losses":
+        """The same losses over other chips.
+
+        :param origin: for each chip its number so far, or None if it is new.
+        """
+        new = Losses(len(origin))
+        for chip, before in enumerate(origin):
+            if before is not None:
+                new._measured[chip] = self._measured[before]
+                if before in self._open:
+                    new._open[chip] = self._open[before]
+        return new
+
     def _fields_lost(self, spans: Sequence[Span | Lost]) -> str:
         lines: list[str] = []
         for chip, span in enumerate(spans):

@@ -98,6 +98,28 @@ class GpuSource(Protocol):
         """The sample that is due. A failure to read is a sample with None and a cause, not an exception."""
         ...
 
+    @property
+    def inventory_changed(self) -> bool:
+        """Whether :meth:`inventory` would say something else than the last time. Until it is called, samples keep
+        the old order.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the driver; samples are empty, with the cause ``paused``, until :meth:`reopen`.
+
+        :raises RefusedError: ``nvml_hung``: a call hasn't come back, so the driver is still held.
+        """
+        ...
+
+    def reopen(self) -> None:
+        """Go on after :meth:`close`."""
+        ...
+
+    def stop(self) -> None:
+        """The end: let go of everything; doesn't fail and doesn't wait for a call that hangs."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:

@@ -93,6 +93,8 @@ _MAXIMA: Final = tuple(MAXIMA[name] for name in MAX_FIELDS)
 
 RESET: Final[Slug] = "counter_reset"
 UNREADABLE: Final[Slug] = "unreadable"
+NEWLY_LISTED: Final[Slug] = "newly_listed"
+"""Of the time up to a chip's first sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,19 @@ class Sampler:
         done = self.flush()
         self._anchor_us = anchor_us
         return done
+
+    def relist(self, origin: Sequence[int | None]) -> None:
+        """Go on with other chips; the interval has been flushed.
+
+        :param origin: for each chip its number so far, or None if it is new: that one's first span is lost.
+        """
+        self._sums, self._written = (
+            [[0] * len(_SUMS) if chip is None else table[chip] for chip in origin]
+            for table in (self._sums, self._written)
+        )
+        if (last := self._last) is not None:
+            chips = tuple(None if chip is None else last.chips[chip] for chip in origin)
+            self._last = Sample(last.mono_us, chips, last.error or (NEWLY_LISTED if None in origin else None), ())
 
     def _extend(self, shape: "_Shape", spans: Sequence[Span | Lost], sample: Sample, start_us: int) -> list[UsageBody]:
         """Add the spans that start at ``start_us``, cut at UTC hours."""

@@ -9,7 +9,7 @@ from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
 from keyturn_protocol.canonical import Record, UInt, decode, encode
-from keyturn_protocol.entries import Source
+from keyturn_protocol.entries import Chip, Source
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, NodeId
 from keyturn_protocol.segment import node_key
@@ -51,6 +51,28 @@ def write_live(folder: Path, live: Live) -> None:
     """Say how it is going. Not durable: nothing depends on it."""
     with files.doing(f"writing {folder}/status.json"):
         files.publish(folder / "status.json", encode(live))
+
+
+class _Listed(Record, frozen=True, kw_only=True):
+    """``chips.json``: the chips of the last inventory; if it is lost, those that went meanwhile stay owed."""
+
+    v: Literal[1]
+    chips: list[Chip]
+
+
+def write_listed(folder: Path, chips: list[Chip]) -> None:
+    """Keep the chips of the inventory for the next start."""
+    with files.doing(f"writing {folder}/chips.json"):
+        files.publish(folder / "chips.json", encode(_Listed(v=1, chips=chips)))
+
+
+def read_listed(folder: Path) -> list[Chip]:
+    """The chips of the last inventory, or none where that isn't known any more."""
+    try:
+        listed: _Listed = decode((folder / "chips.json").read_bytes(), _Listed, limit=8 * 1024 * 1024)
+    except (OSError, ProtocolError):
+        return []
+    return listed.chips
 
 
 def read_status(folder: Path) -> Status:

@@ -6,6 +6,7 @@ key           the log's key
 boots.json    the kernel's boot id and our count of boots
 lock          held by the process that runs, with its id
 status.json   what it says about itself; may be lost
+chips.json    the chips of the last inventory; may be lost
 logs/<n>/     the log of incarnation n, see :mod:`~keyturn_agent.log`
 """
 

@@ -67,7 +67,7 @@ class NvmlSource:
         self._sysfs = sysfs
         self.worker = Worker("keyturn-nvml")
         self._host = NvmlHost(clock)
-        self._paused = False
+        self._paused = self._stopped = False
         self._versions = self._listed_versions = Versions(None, None, None)
         self._known: tuple[Chip, ...] = ()
         self._listed: tuple[Chip, ...] = ()
@@ -170,7 +170,10 @@ class NvmlSource:
         self._paused = False
 
     def stop(self) -> None:
-        """The end: close NVML if it lets itself be closed, and end the thread."""
+        """The end: close NVML if it lets itself be closed, and end the thread. Done again, it does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
         try:
             self.close()
         except RefusedError as error:

@@ -59,6 +59,19 @@ class ReplaySource:
     def inventory(self) -> InventoryBody:
         return self._inventory
 
+    @property
+    def inventory_changed(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """A recording holds no driver."""
+
+    def reopen(self) -> None:
+        """Nor does it need one."""
+
+    def stop(self) -> None:
+        """Nothing is open."""
+
     def declared(self, workload: str) -> Declared | None:
         return self._declared.get(workload)
 

@@ -1,0 +1,317 @@
+"""The agent on NVML: in the stub's time against a verifier in memory, and as a process against the real one."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from keyturn_agent.config import Config
+from keyturn_agent.courier import Courier
+from keyturn_agent.daemon import Daemon
+from keyturn_agent.enroll import enroll
+from keyturn_agent.ports import Moment, Stop
+from keyturn_agent.sources.nvml_source import NvmlSource
+from keyturn_agent.store import Store
+from keyturn_protocol.bundle import receipt_path, segment_path
+from keyturn_protocol.entries import (
+    ClockStep,
+    Degraded,
+    Entry,
+    Gap,
+    Inventory,
+    Retired,
+    Shutdown,
+    Usage,
+    parse_entry,
+)
+from keyturn_protocol.ids import Origin
+from keyturn_protocol.segment import parse_segment
+from keyturn_protocol.usage import EMPTY, fold, silence
+from tests.agent.conftest import Sources
+from tests.agent.fakes import TOKEN, Even, FakeVerifier, StopAt
+from tests.agent.hosts import START_S, START_US
+from tests.agent.nvml_stub.stories import SECOND_US, steady_gpu, two_gpus
+from tests.agent.nvml_stub.stub import START_US as STORY_US
+from tests.agent.nvml_stub.stub import Control, Script, Stub
+from tests.support.paths import REPO
+from tests.support.verifier import Verifier
+
+
+class BootClock:
+    """CLOCK_BOOTTIME is the stub's time, and the wall clock stands beside it, until it is set."""
+
+    boot_id = "00000000-0000-4000-8000-0000000000aa"
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.steps: list[tuple[int, int]] = []
+        self.on_wait: Callable[[int], None] = lambda _: None
+
+    def now(self) -> Moment:
+        now_us = self.control.get("now_us")
+        return Moment(now_us, START_US + now_us + sum(step for at_us, step in self.steps if at_us <= now_us))
+
+    def wait_until(self, mono_us: int, stop: Stop) -> None:
+        self.control.set("now_us", max(mono_us, self.control.get("now_us")))
+        self.on_wait(self.control.get("now_us"))
+
+
+class LiveHost:
+    """An enrolled host whose chips are those of the stub."""
+
+    def __init__(self, folder: Path, stub: Stub, make: Sources) -> None:
+        self.folder, self.stub, self.make = folder, stub, make
+        self.verifier = FakeVerifier()
+        self.clock = BootClock(stub.control)
+        self.source: NvmlSource | None = None
+        enroll(
+            folder, "http://127.0.0.1:1", TOKEN, self.verifier.pinned, "nvml",
+            verifier=self.verifier, clock=self.clock, random=Even(), patience_s=10,
+        )  # fmt: skip
+
+    def run(self, script: Script, seconds: int, *, checkpoint_s: int = 5) -> list[Entry]:
+        """The agent from the beginning of the story for so long; returns the verifier's entries."""
+        self.source = source = self.make(self.stub, script)
+        config = Config(jitter_s=0, drain_s=20, checkpoint_us=checkpoint_s * SECOND_US)
+        store, _ = Store.open(self.folder, lambda _: self.clock, START_S)
+        try:
+            pinned = store.pinned
+            courier = Courier(self.verifier, pinned.receipt_key, pinned.log_key, Even(), jitter_s=0)
+            self.stub.control.set("now_us", max(STORY_US, self.stub.control.get("now_us")))
+            stop = StopAt(self.clock.now, self.stub.control.get("now_us") + seconds * SECOND_US)
+            assert Daemon(store, source, self.clock, courier, stop, config, lambda: START_S).run()
+        finally:
+            store.close()
+        return self.verifier.entries()
+
+
+@pytest.fixture
+def live(tmp_path: Path, stub: Stub, make: Sources) -> LiveHost:
+    return LiveHost(tmp_path / "state", stub, make)
+
+
+def usages(entries: list[Entry]) -> list[Usage]:
+    return [entry for entry in entries if isinstance(entry, Usage)]
+
+
+def inventories(entries: list[Entry]) -> list[list[str]]:
+    return [[c.uuid for c in e.body.chips] for e in entries if isinstance(e, Inventory)]
+
+
+def divided(*, second_from: int = 0, second_to: int = 2**60) -> Script:
+    """One GPU with two MIG instances, the second one there for a part of the story."""
+    script = Script().gpu(0, mig=1).steady("0")
+    for index in range(2):
+        script.unit(
+            f"0.{index}", uuid=f"MIG-{index}", name="NVIDIA H100 PCIe MIG 3g.40gb", gpu_instance=index + 1, sms=60,
+            memory_mib_total=40320, gpu_slices=3, compute_slices=3, gpm=1,
+        ).steady(f"0.{index}")  # fmt: skip
+    return script.unit("0.1", **{"from": STORY_US + second_from, "to": STORY_US + second_to})
+
+
+def test_it_meters_and_a_stop_closes_nvml(live: LiveHost) -> None:
+    entries = live.run(steady_gpu(), 30)
+    bodies = [e.body for e in usages(entries)]
+    # The first sample has none before it, and the last one is the stop's.
+    assert 28 * 300_000 <= sum(b.energy_mj[0] or 0 for b in bodies) <= 30 * 300_000
+    assert isinstance(entries[-1], Shutdown)
+    assert live.stub.control.get("sessions") == 0
+    assert not fold(Origin("x"), EMPTY, entries).gaps[1:]
+
+
+def test_a_mig_instance_comes_and_what_is_measured_goes_on_across_it(live: LiveHost) -> None:
+    entries = live.run(divided(second_from=15 * SECOND_US), 50)
+    assert [len(chips) for chips in inventories(entries)] == [2, 3]
+    spans = [(e.body.from_us, e.body.to_us) for e in usages(entries) if e.body.samples[0]]
+    assert all(to == start for (_, to), (start, _) in pairwise(spans)), "no hole in the old chips"
+    new = [e.body for e in usages(entries) if len(e.body.samples) == 3 and e.body.samples[2]]
+    assert sum(b.tensor_mcycles[2] or 0 for b in new) > 0
+    assert [e.body.cause for e in entries if isinstance(e, Gap)] == ["newly_listed"]
+    assert not any(isinstance(e, Retired) for e in entries)
+
+
+def test_a_destroyed_mig_instance_is_retired_and_owed_nothing_more(live: LiveHost) -> None:
+    entries = live.run(divided(second_to=15 * SECOND_US), 50)
+    (retired,) = (e for e in entries if isinstance(e, Retired))
+    assert retired.body.chips == ["MIG-1"]
+    assert [len(chips) for chips in inventories(entries)] == [3, 2]
+    folded = fold(Origin("x"), EMPTY, entries)
+    assert "MIG-1" not in {gap.chip for gap in silence(Origin("x"), folded.state, START_US + 1000 * SECOND_US)}
+    # What it was lost for before that is a gap, up to its retirement.
+    (gap,) = (gap for gap in folded.gaps if gap.chip == "MIG-1" and gap.to_us > START_US + STORY_US + 5 * SECOND_US)
+    assert gap.to_us == retired.time_us
+    assert gap.cause == "invalid_argument"
+
+
+def test_a_mig_instance_that_was_destroyed_while_the_agent_was_down_is_retired_at_the_start(live: LiveHost) -> None:
+    live.run(divided(second_to=15 * SECOND_US), 5)
+    entries = live.run(divided(second_to=0), 5)
+    (retired,) = (e for e in entries if isinstance(e, Retired))
+    assert retired.body.chips == ["MIG-1"]
+    assert isinstance(entries[retired.seq + 1], Inventory)
+
+
+def test_a_gpu_that_is_gone_is_never_retired(live: LiveHost) -> None:
+    live.run(two_gpus(), 5)
+    entries = live.run(Script().gpu(0).steady("0"), 5)
+    assert not any(isinstance(e, Retired) for e in entries)
+    owed = silence(Origin("x"), fold(Origin("x"), EMPTY, entries).state, START_US + 1000 * SECOND_US)
+    assert len(owed) == 2, "a GPU that went silent stays owed"
+
+
+def test_a_field_that_is_refused_in_mid_run_is_listed_as_not_measured(live: LiveHost) -> None:
+    script = steady_gpu().fail("nvmlGpmSampleGet", 4, from_us=STORY_US + 12 * SECOND_US)
+    entries = live.run(script, 30)
+    first, second = (e.body.chips[0] for e in entries if isinstance(e, Inventory))
+    assert "tensor_mcycles" in first.measured_by
+    assert second.not_measured["tensor_mcycles"].startswith("no_permission")
+    assert [e.body.cause for e in entries if isinstance(e, Degraded)] == ["fields_lost"]
+    with_tensor = [e.body.tensor_mcycles[0] is not None for e in usages(entries)]
+    assert with_tensor == sorted(with_tensor, reverse=True)
+    assert {True, False} == set(with_tensor)
+
+
+def test_a_host_whose_driver_is_dead_at_the_start_says_so_and_goes_on_when_it_is_back(live: LiveHost) -> None:
+    script = steady_gpu().fail("nvmlInitWithFlags", 9, to_us=STORY_US + 8 * SECOND_US)
+    entries = live.run(script, 40)
+    assert inventories(entries)[0] == []
+    assert [len(chips) for chips in inventories(entries)] == [0, 1]
+    gaps = [e.body for e in entries if isinstance(e, Gap)]
+    assert {g.cause for g in gaps} >= {"driver_not_loaded"}
+    assert all(g.chips is None for g in gaps if g.cause == "driver_not_loaded")
+    (degraded,) = (e.body for e in entries if isinstance(e, Degraded))
+    assert degraded.cause == "driver_not_loaded"
+    assert sum(e.body.energy_mj[0] or 0 for e in usages(entries)) > 0
+
+
+@pytest.mark.parametrize("step_us", [1_000_000, -1_000_000, 86_400_000_000])
+def test_a_wall_clock_that_is_set_is_a_step_and_loses_no_time(live: LiveHost, step_us: int) -> None:
+    live.clock.steps.append((STORY_US + 12 * SECOND_US, step_us))
+    entries = live.run(steady_gpu(), 30)
+    (step,) = (e for e in entries if isinstance(e, ClockStep))
+    assert step.body.step_us == step_us
+    assert step.body.after_us == step.time_us
+    bodies = [e.body for e in usages(entries)]
+    # On CLOCK_BOOTTIME there is no hole, whatever the wall clock says.
+    starts, lengths = [b.mono_from_us for b in bodies], [b.to_us - b.from_us for b in bodies]
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+    assert ends[:-1] == starts[1:]
+    assert 28 * 300_000 <= sum(b.energy_mj[0] or 0 for b in bodies) <= 30 * 300_000
+
+
+def test_a_wall_clock_that_drifts_by_less_is_no_step(live: LiveHost) -> None:
+    live.clock.steps.append((STORY_US + 12 * SECOND_US, 400_000))
+    assert not any(isinstance(e, ClockStep) for e in live.run(steady_gpu(), 30))
+
+
+# -- as a process, in real time
+
+
+class RealTime:
+    """The stub's time is that of the host, from the beginning of the story on."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._end = threading.Event()
+        self._begin = time.monotonic()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "RealTime":
+        self._control.set("now_us", STORY_US)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(0.005):
+            self._control.set("now_us", STORY_US + int((time.monotonic() - self._begin) * 1e6))
+
+
+def agent(arguments: list[str | Path], library: Path, folder: Path, **more: str) -> "subprocess.Popen[str]":
+    folders = [str(REPO / part) for part in ("protocol", "agent")]
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(folders),
+        "LD_LIBRARY_PATH": str(library.parent),
+        "KEYTURN_NVML_STUB": str(folder / "script.txt"),
+        "KEYTURN_NVML_CONTROL": str(folder / "control"),
+    }
+    command = [sys.executable, "-m", "keyturn_agent", *map(str, arguments)]
+    return subprocess.Popen(command, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Control:
+    return Control(tmp_path / "control")
+
+
+def test_a_live_run_in_which_a_gpu_falls_off_the_bus_passes_the_audit(
+    tmp_path: Path, library: Path, control: Control
+) -> None:
+    lost_us = STORY_US + 4 * SECOND_US
+    script = two_gpus().fail("*", 15, unit="1", from_us=lost_us)
+    script.write(tmp_path / "script.txt")
+    state = tmp_path / "host"
+    (tmp_path / "site").mkdir()
+    with Verifier(tmp_path / "site") as verifier, RealTime(control):
+        joined = agent(
+            ["enroll", "--source", "nvml", "--state", state, "--verifier", verifier.client.url,
+             "--trust", verifier.state / "trust.json"],
+            library, tmp_path, KEYTURN_JOIN_TOKEN=verifier.join_token(),
+        )  # fmt: skip
+        _, talk = joined.communicate(timeout=60)
+        assert joined.returncode == 0, talk
+        running = agent(
+            ["run", "--source", "nvml", "--state", state, "--period", "200ms", "--interval", "1", "--jitter", "0",
+             "--checkpoint-every", "1"],
+            library, tmp_path,
+        )  # fmt: skip
+        try:
+            while control.get("now_us") < lost_us + 3 * SECOND_US:
+                assert running.poll() is None, running.stderr and running.stderr.read()
+                time.sleep(0.05)
+            running.terminate()
+            _, talk = running.communicate(timeout=60)
+            assert running.returncode == 0, talk
+        finally:
+            running.kill()
+            running.communicate()
+        bundle = verifier.export(tmp_path / "bundle")
+        report = verifier.audit(bundle)
+    assert report.outcome == "pass", report.reasons
+    entries: list[Entry] = []
+    segments = [parse_segment(path.read_bytes()) for path in bundle.rglob("*.segment")]
+    for segment in sorted(segments, key=lambda s: s.start):
+        assert (bundle / receipt_path(segment_path(segment.name, segment.start, segment.end))).exists()
+        entries += map(parse_entry, segment.lines)
+    kinds = Counter(type(e).__name__ for e in entries)
+    assert kinds["Genesis"] == kinds["Inventory"] == kinds["Shutdown"] == 1
+    assert sum(e.body.energy_mj[0] or 0 for e in usages(entries)) > 300_000
+    samples = [e.body.samples for e in usages(entries)]
+    assert samples[0][1] > 0
+    assert samples[-1][1] == 0, "the lost GPU has no values at the end"
+    assert samples[-1][0] > 0
+    assert {e.body.cause for e in entries if isinstance(e, Degraded)} == {"gpu_lost"}
+    assert {e.body.cause for e in entries if isinstance(e, Gap)} == {"gpu_lost"}
+
+
+def test_flags_of_the_other_source_are_refused(tmp_path: Path, library: Path) -> None:
+    for arguments, flag in (
+        (["--source", "nvml", "--fast"], "--fast"),
+        (["--source", "nvml", "--recording", "x"], "--recording"),
+        (["--recording", "x", "--period", "1s"], "--period"),
+        (["--source", "nvml", "--period", "1x"], "--period"),
+    ):
+        done = agent(["run", "--state", tmp_path / "none", *arguments], library, tmp_path)
+        _, talk = done.communicate(timeout=60)
+        assert done.returncode == 2
+        assert flag in talk
