@@ -53,12 +53,15 @@ class FindingCode(StrEnum):
     IMPLAUSIBLE = "implausible"
     """Counters that contradict each other or the chip's limits."""
     CLOCK_STEP = "clock_step"
+    """The wall clock was set while the agent ran."""
     CLOCK_BACK = "clock_back"
     """The wall clock is earlier after a reboot: the time in between can't be known."""
     RECOVERED = "recovered"
     """The agent dropped a torn tail after a crash."""
     DEGRADED = "degraded"
+    """The agent measures less than before, and says why."""
     PAUSED = "paused"
+    """The operator paused the agent, and says why."""
     NEW_INCARNATION = "new_incarnation"
     """The node left its log for a new one, and says why."""
     INCARNATION_SKIPPED = "incarnation_skipped"
@@ -138,7 +141,8 @@ def in_entries(origin: str, before: tuple[int, int] | None, entries: Sequence[En
     found: list[Finding] = []
     last = before
     for entry in entries:
-        if last is not None and entry.boots != last[0] and entry.time_us < last[1]:
+        # Before a log's second entry nothing was measured: a replay starts in any year that it is told to.
+        if last is not None and entry.seq > 1 and entry.boots != last[0] and entry.time_us < last[1]:
             detail = f"the wall clock was {last[1] - entry.time_us} µs later before this boot"
             found.append(
                 finding(FindingCode.CLOCK_BACK, origin, detail, seq=entry.seq, from_us=entry.time_us, to_us=last[1])
