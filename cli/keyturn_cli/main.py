@@ -10,7 +10,7 @@ import typer
 from keyturn_cli import __version__
 from keyturn_cli.commands import audit, demo, read
 from keyturn_cli.errors import CliError, Exit
-from keyturn_cli.output import complain
+from keyturn_cli.output import complain, talk
 from keyturn_protocol.errors import ProtocolError
 
 app = typer.Typer(
@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return Exit.REJECTED
     except _Usage as error:
-        if message := error.format_message():  # empty: there was no command, and the help was shown
+        message = error.format_message()
+        if message.startswith("Usage:"):  # there was no command: this is the help
+            talk().print(message)
+        elif message:  # empty where typer has shown the help itself
             complain(message[0].lower() + message[1:].rstrip("."), "keyturn --help")
         return Exit.USAGE
     except BrokenPipeError:

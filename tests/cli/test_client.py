@@ -224,7 +224,10 @@ def test_without_arguments_it_shows_every_command(keyturn: Cli) -> None:
     assert code == 0
     for command in (*COMMANDS, "audit", "demo"):
         assert f"  {command} " in out
-    assert keyturn()[0] == 2
+    code, out, err = keyturn()
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: keyturn ")
+    assert "\\n" not in err
     assert keyturn("nonsense")[0] == 2
     assert keyturn("nodes")[0] == 2
     assert keyturn("--version")[1].startswith("keyturn 0")

@@ -94,7 +94,7 @@ class Story:
             name = f"keyturn-agent enroll ({recording.name})"
             self.children.run(name, "keyturn-agent", "enroll", *join, env={"KEYTURN_JOIN_TOKEN": token})
             command = ("keyturn-agent", "run", "--state", state, "--recording", file, "--fast")
-            running.append(self.children.start(recording.name, *command, "--label", f"{recording.name}:"))
+            running.append(self.children.start(recording.name, *command, "--label", recording.name))
         for recording, child in zip(RECORDINGS, running, strict=True):
             self.children.finish(child, self.deadline_s)
             self._say(f"{recording.story}: metered, logged, signed, uploaded, receipted")
