@@ -8,6 +8,7 @@ from typing import Literal
 
 from keyturn_agent.errors import DamagedError, StoreError, UnreachableError
 from keyturn_agent.ports import Answer, Random, Verifier
+from keyturn_agent.retention import Retention
 from keyturn_agent.spool import Spool, Upload
 from keyturn_agent.uploader import (
     Ended,
@@ -46,13 +47,20 @@ class Courier:
     """The upload of one log after another. ``carry`` starts on a log; ``wake`` says that there may be more."""
 
     def __init__(
-        self, verifier: Verifier, receipt_key: VerifierKey, log_key: VerifierKey, random: Random, jitter_s: int
+        self,
+        verifier: Verifier,
+        receipt_key: VerifierKey,
+        log_key: VerifierKey,
+        random: Random,
+        jitter_s: int,
+        retention: Retention | None = None,
     ) -> None:
         self._verifier = verifier
         self._receipt_key = receipt_key
         self._log_key = log_key
         self._random = random
         self._jitter_s = jitter_s
+        self._retention = retention
         self._changed = threading.Condition()
         self._spool: Spool | None = None
         self._keys: Keys | None = None
@@ -158,6 +166,7 @@ class Courier:
             while self._step():
                 pass
             self._fetch_checkpoint()
+            self._tidy()
 
     def _ask(self) -> None:
         """Compare the verifier's newest head of the log with ours, once, before anything new is signed."""
@@ -186,6 +195,9 @@ class Courier:
         try:
             upload = spool.upload(progress.position)
             if upload is None:
+                if progress.position < spool.first:
+                    why = f"the verifier has {progress.position} entries; those up to {spool.first} were removed here"
+                    self._ask_to_leave(keys, "rejected", f"{why}, long after it had receipted them")
                 return False
             outcome = self._send(upload, spool, keys)
             outcome = self._keep(outcome, upload, spool)
@@ -264,6 +276,13 @@ class Courier:
                 if self._hurry and not self._progress.failures:
                     return
                 self._changed.wait(left)
+
+    def _tidy(self) -> None:
+        """Remove receipted segments that were kept long enough."""
+        with self._changed:
+            spool = self._spool
+        if self._retention is not None and spool is not None:
+            self._retention.apply(spool)
 
     def _fetch_checkpoint(self) -> None:
         """Look at the head of the verifier's own log, now and then."""

@@ -6,13 +6,14 @@ The segments on disk are the spool. A file is whole or absent, so another proces
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from keyturn_agent import files
 from keyturn_agent.errors import DamagedError
+from keyturn_agent.removed import removed_end, removed_root
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.keys import VerifierKey
@@ -25,7 +26,15 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+SEGMENT: Final = "segment"
 _NAME: Final = re.compile(r"(0|[1-9][0-9]{0,15})-([1-9][0-9]{0,15})\.(segment|receipt)", re.ASCII)
+
+
+def ranges(folder: Path) -> Iterator[tuple[int, int, str]]:
+    """Start, end and kind (``segment`` or ``receipt``) of the files in a log's folder, in no order."""
+    for path in folder.iterdir():
+        if (match := _NAME.fullmatch(path.name)) is not None:
+            yield int(match[1]), int(match[2]), match[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +55,21 @@ class Spool:
     """The segments and receipts in a folder."""
 
     def __init__(self, folder: Path, key: VerifierKey) -> None:
-        self._folder = folder
+        self.folder = folder
         self._key = key
         self._lock = threading.Lock()
         self._ends: dict[int, int] = {}
         self._starts: dict[int, int] = {}
         self.receipted = 0
         """Size of the newest head that the verifier has receipted."""
-        for path in folder.iterdir():
-            if (match := _NAME.fullmatch(path.name)) is None:
-                continue
-            start, end = int(match[1]), int(match[2])
-            if match[3] == "segment":
+        self.first = removed_end(folder)
+        """Where the entries begin that are still here; those before were receipted and removed."""
+        for start, end, kind in ranges(folder):
+            if kind != SEGMENT:
+                self.receipted = max(self.receipted, end)
+            elif end > self.first:
                 self._ends[start] = end
                 self._starts[end] = start
-            else:
-                self.receipted = max(self.receipted, end)
 
     @property
     def end(self) -> int:
@@ -86,8 +94,8 @@ class Spool:
 
     def add_receipt(self, start: int, end: int, receipt: bytes) -> None:
         """Keep a receipt that was verified; when this returns it survives."""
-        with files.doing(f"writing a receipt to {self._folder}"):
-            files.replace(self._folder / f"{start}-{end}.receipt", receipt)
+        with files.doing(f"writing a receipt to {self.folder}"):
+            files.replace(self.folder / f"{start}-{end}.receipt", receipt)
         self.receipted = max(self.receipted, end)
 
     def start_of(self, end: int) -> int | None:
@@ -98,7 +106,16 @@ class Spool:
     def root_at(self, size: int) -> Hash | None:
         """The root of our signed head of this size, or None if we never signed one."""
         start = self.start_of(size)
-        return None if start is None else self._load(start, size).checkpoint.root
+        if start is not None:
+            return self._load(start, size).checkpoint.root
+        return removed_root(self.folder, size) if size <= self.first else None
+
+    def forget(self, end: int) -> None:
+        """The segments up to ``end`` were removed."""
+        with self._lock:
+            for size in [size for size in self._starts if size <= end]:
+                del self._ends[self._starts.pop(size)]
+            self.first = max(self.first, end)
 
     def lines(self, start: int, end: int) -> tuple[bytes, ...] | None:
         """The entries of one segment as they were stored; None if there is no such segment."""
@@ -135,18 +152,29 @@ class Spool:
             return self._ends.get(start)
 
     def _path(self, start: int, end: int) -> Path:
-        return self._folder / f"{start}-{end}.segment"
+        return self.folder / f"{start}-{end}.segment"
 
     def _load(self, start: int, end: int) -> Segment:
         path = self._path(start, end)
+        segment = read_segment(path)
         try:
-            segment = parse_segment(decompress(path.read_bytes()))
             verify_head(segment, self._key)
-        except (OSError, ProtocolError, zstd.ZstdError) as error:
+        except ProtocolError as error:
             raise DamagedError("damaged", f"{path}: {error}") from error
         if (segment.start, segment.end) != (start, end):
             raise DamagedError("damaged", f"{path}: holds entries {segment.start} to {segment.end - 1}")
         return segment
+
+
+def read_segment(path: Path) -> Segment:
+    """A segment as it is on disk; its signature isn't checked here.
+
+    :raises DamagedError: it isn't one.
+    """
+    try:
+        return parse_segment(decompress(path.read_bytes()))
+    except (OSError, ProtocolError, zstd.ZstdError) as error:
+        raise DamagedError("damaged", f"{path}: {error}") from error
 
 
 def compress(data: bytes) -> bytes:

@@ -43,7 +43,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, number: int, *, half: bool) -> Ite
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("write", "fsync", "fdatasync", "ftruncate", "rename"):
+        for name in ("write", "fsync", "fdatasync", "ftruncate", "rename", "unlink"):
             patch.setattr(os, name, wrap(name))
         yield seen
 
