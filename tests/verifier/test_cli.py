@@ -214,7 +214,7 @@ def test_configurations_that_are_refused(folder: Path, text: str, says: str) -> 
 
 def test_a_folder_that_is_no_state_directory(tmp_path: Path) -> None:
     made = call("serve", "--state", tmp_path)
-    assert made.returncode == 1
+    assert made.returncode == 2
     assert "keyturn: hint: " in made.stderr
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, deployment
-from keyturn_verifier.errors import VerifierError
+from keyturn_verifier.errors import UsageError, VerifierError
 
 FILE: Final = "verifier.toml"
 DATABASE: Final = "verifier.db"
@@ -78,8 +78,8 @@ def load(state: Path) -> Config:
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise VerifierError(
-            f"{state} is not a verifier's state directory", hint="create one with keyturn-verifier init"
+        raise UsageError(
+            f"--state: {state} is not a verifier's state directory", hint="create one with keyturn-verifier init"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise VerifierError(f"{path}: {error}") from None
