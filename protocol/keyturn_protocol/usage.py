@@ -200,23 +200,38 @@ def fold(origin: Origin, state: FoldState, entries: Sequence[Entry]) -> Folded:
     return run.result()
 
 
-def silence(origin: Origin, state: FoldState, until_us: int) -> list[Gap]:
-    """What is missing at the end of a log up to ``until_us`` (UTC): a silent chip is never idle.
+def owed(state: FoldState) -> list[Covered]:
+    """The chips whose time goes on being owed after the end of a log."""
+    return [c for c in [*state.present, *state.absent] if c.chip not in state.retired]
 
-    ``until_us`` is the genesis of the next incarnation, or the moment that totals are asked for.
+
+def silence(origin: Origin, state: FoldState, until_us: int) -> list[Gap]:
+    """What is missing at the end of a log up to ``until_us`` (UTC): a silent chip is never idle."""
+    return [silent(origin, c, until_us) for c in owed(state) if c.time_us < until_us]
+
+
+def silent(origin: Origin, chip: Covered, until_us: int) -> Gap:
+    """What is missing of one chip after the end of its log."""
+    return Gap(
+        log=origin,
+        chip=chip.chip,
+        from_us=chip.time_us,
+        to_us=until_us,
+        inventory_seq=chip.inventory_seq,
+        cause=chip.cause or "silent",
+    )
+
+
+def later(from_us: int, passed_us: int | None, mono_us: int, time_us: int) -> int:
+    """The UTC time of a moment that came after ``from_us``, whatever a wall clock that was set back says.
+
+    Across boots the wall clock tells how long it was, and at least as long as the new boot has run.
+
+    :param passed_us: what passed in between on CLOCK_BOOTTIME; None across boots.
+    :param mono_us: CLOCK_BOOTTIME of the moment.
+    :param time_us: its wall-clock time.
     """
-    return [
-        Gap(
-            log=origin,
-            chip=c.chip,
-            from_us=c.time_us,
-            to_us=until_us,
-            inventory_seq=c.inventory_seq,
-            cause=c.cause or "silent",
-        )
-        for c in [*state.present, *state.absent]
-        if c.time_us < until_us and c.chip not in state.retired
-    ]
+    return min(max(time_us, from_us + mono_us) if passed_us is None else from_us + passed_us, MAX_INT)
 
 
 @dataclass(slots=True)
@@ -304,8 +319,8 @@ class _Fold:
             self.retired.add(chip)
 
     def _gap(self, chip: str, point: _Point, boots: int, mono_us: int, time_us: int) -> None:
-        """The time between ``point`` and the given moment; across boots only the wall clock can tell."""
-        end = min(point.time_us + mono_us - point.mono_us, MAX_INT) if boots == point.boots else time_us
+        """The time between ``point`` and the given moment."""
+        end = later(point.time_us, mono_us - point.mono_us if boots == point.boots else None, mono_us, time_us)
         if end > point.time_us and chip not in self.retired:
             self.gaps.append(
                 Gap(
@@ -319,9 +334,20 @@ class _Fold:
             )
 
     def usage(self, entries: Sequence[Usage]) -> None:
-        self._cover(entries)
+        if self.retired:
+            for entry in entries:
+                self._returned(entry)
+                self._cover([entry])
+        else:
+            self._cover(entries)
         for (hour_s, _), group in groupby(entries, key=lambda e: (_hour_s(e.body), e.body.workloads)):
             self._add([e.body for e in group], hour_s)
+
+    def _returned(self, entry: Usage) -> None:
+        """A retired chip that is measured again was never gone: its time since then is owed after all."""
+        for chip, samples in zip(self.present, entry.body.samples, strict=True):
+            if samples:
+                self.retired.discard(chip)
 
     def _cover(self, entries: Sequence[Usage]) -> None:
         """Advance every present chip over ``entries``, noting what lies between them."""

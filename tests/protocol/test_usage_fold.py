@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn_protocol.canonical import decode, encode
-from keyturn_protocol.entries import FIELDS, SUM_FIELDS, Chip, Entry, Inventory, InventoryBody, Share, parse_entry
+from keyturn_protocol.entries import (
+    FIELDS,
+    SUM_FIELDS,
+    Chip,
+    Entry,
+    Inventory,
+    InventoryBody,
+    Share,
+    Usage,
+    parse_entry,
+)
 from keyturn_protocol.ids import Origin, WorkloadId, parse_origin
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.merkle import leaf_hash
@@ -222,6 +232,25 @@ def test_a_gap_never_ends_beyond_the_largest_integer() -> None:
     assert encode(decode(data, Totals)) == data
 
 
+def test_a_clock_that_was_set_back_over_a_reboot_hides_none_of_the_new_boot() -> None:
+    run = Stream(Random(3), steady=True)
+    run.genesis("00" * 32)
+    run.inventory()
+    run.usage()
+    left = run.time_us
+    run.boots, run.mono_us, run.covered_us = run.boots + 1, 7_200_000_000, 7_200_000_000
+    run.time_us -= 60_000_000
+    run.inventory_mono_us = run.mono_us
+    run.random = Random(5)
+    run.usage()
+    entries = parsed(run)
+    before, after = (entry for entry in entries if isinstance(entry, Usage))
+    covered, began = before.body.to_us, after.body.mono_from_us
+    gaps = fold(LOG, EMPTY, entries).gaps
+    assert left - 60_000_000 < covered
+    assert {(gap.from_us, gap.to_us) for gap in gaps} == {(covered, covered + began)}
+
+
 def test_a_retired_chip_that_is_listed_again_is_owed_again() -> None:
     run = Stream(Random(5), steady=True)
     run.genesis("00" * 32)
@@ -241,6 +270,27 @@ def test_a_retired_chip_that_is_listed_again_is_owed_again() -> None:
     again = fold(LOG, EMPTY, parsed(run))
     owed = [gap for gap in silence(LOG, again.state, later) if gap.chip == chip]
     assert [gap.from_us for gap in owed] == [listed]
+
+
+def test_a_retired_chip_that_is_measured_again_was_never_gone() -> None:
+    run = Stream(Random(3), steady=True)
+    run.genesis("00" * 32)
+    run.inventory()
+    retired = run.time_us
+    run.add("retired", {"chips": sorted(run.present), "reason": "sold"})
+    run.pass_time(1_000_000)
+    run.covered_us = run.mono_us
+    run.random = Random(1)
+    run.usage()
+    last = parsed(run)[-1]
+    assert isinstance(last, Usage)
+    whole = fold(LOG, EMPTY, parsed(run))
+    again = {chip for chip, samples in zip(run.present, last.body.samples, strict=True) if samples}
+    assert again
+    assert {gap.chip: (gap.from_us, gap.to_us) for gap in whole.gaps} == dict.fromkeys(
+        again, (retired, last.body.from_us)
+    )
+    assert {gap.chip for gap in silence(LOG, whole.state, MAX_INT)} == again
 
 
 def test_a_host_that_keeps_listing_new_chips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

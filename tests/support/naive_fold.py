@@ -87,6 +87,8 @@ class NaiveFold:
         elif entry["type"] == "usage":
             span = body["to_us"] - body["from_us"]
             for at, chip in enumerate(self.present):
+                if body["samples"][at]:
+                    self.retired.discard(chip)
                 if chip not in self.retired:
                     self.gap(chip, entry["boots"], body["mono_from_us"], body["from_us"])
                 self.points[chip] = Point(
@@ -97,7 +99,9 @@ class NaiveFold:
 
     def gap(self, chip: str, boots: int, mono_us: int, time_us: int) -> None:
         point = self.points[chip]
-        end = point.time_us + (mono_us - point.mono_us) if boots == point.boots else time_us
+        end = point.time_us + (mono_us - point.mono_us) if boots == point.boots else None
+        if end is None:
+            end = max(time_us, point.time_us + mono_us)
         end = min(end, MAX_INT)
         if end > point.time_us:
             self.gaps.append(

@@ -1553,12 +1553,17 @@ def usage() -> Iterator[tuple[str, Case]]:
     cases["gap_cites_inventory"] = ("a gap names the inventory in force", log.pass_time(5).usage(10, [], both))
     log = started().usage(10, [], both).reboot(60).pass_time(10)
     cases["reboot"] = ("across a reboot the wall clock tells", log.add("usage", log.usage_body(10, [], both)))
+    log = started().usage(10, [], both).reboot(-60).pass_time(100)
+    what = "after a clock that was set back, the time of the new boot is owed"
+    cases["reboot_clock_back"] = (what, log.usage(10, [], both))
     log = started().usage(10, [], both)
     before, log.time_us = log.time_us, log.time_us + 1_000_000_000
     log.add("clock_step", {"before_us": before, "after_us": log.time_us, "step_us": 1_000_000_000})
     cases["clock_step"] = ("a step of the wall clock is no gap", log.usage(10, [], both))
     log = started().usage(10, [], both).pass_time(5).add("retired", {"chips": ["GPU-b"], "reason": "sold"})
     cases["retired"] = ("a retired chip is owed up to then", log.pass_time(5).usage(10, [], [BUSY, None]))
+    log = started().usage(10, [], both).pass_time(5).add("retired", {"chips": ["GPU-b"], "reason": "sold"})
+    cases["retired_and_measured"] = ("a chip with samples was never gone", log.pass_time(5).usage(10, [], both))
     log = started().usage(10, [], both).pass_time(5).add("retired", {"chips": ["GPU-b"], "reason": "sold"})
     log.pass_time(60).add("inventory", inventory(chip("GPU-a"), chip("GPU-b"))).pass_time(5).usage(10, [], both)
     cases["retired_and_listed"] = ("listed again, owed again", log)
