@@ -120,5 +120,13 @@ def test_nothing_of_the_server_is_there(host: Path, tmp_path: Path, package: str
     assert run(host / "python", "-c", look, cwd=tmp_path).returncode == 0, f"{package} came with the agent"
 
 
+@pytest.mark.parametrize(("program", "extra"), [("keyturn", "cli"), ("keyturn-verifier", "verifier")])
+def test_the_other_programs_say_which_extra_they_need(host: Path, tmp_path: Path, program: str, extra: str) -> None:
+    done = run(host / program, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"keyturn: hint: pip install 'keyturn[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_agent_runs_on_a_recording(host: Path, tmp_path: Path) -> None:
     replay_recording(host, tmp_path)

@@ -1,0 +1,18 @@
+"""``keyturn-verifier`` and ``python -m keyturn_verifier``; an installation without the extra says so."""
+
+import sys
+
+
+def main() -> int:
+    """Run the program, if what it needs is installed."""
+    try:
+        from keyturn_verifier.cli import run
+    except ModuleNotFoundError as error:
+        print(f"keyturn: error: this installation has no {error.name}, which keyturn-verifier needs", file=sys.stderr)
+        print("keyturn: hint: pip install 'keyturn[verifier]'", file=sys.stderr)
+        return 2
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
