@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from keyturn_agent import __version__
+from keyturn_agent.cli_config import add_config, add_settings, config_of, courier_of
 from keyturn_agent.cli_source import add_nvml, add_replay, add_source, check_source, make_source, stop_on_signals
-from keyturn_agent.cli_values import natural, positive
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom
-from keyturn_agent.config import Config
-from keyturn_agent.courier import Courier
 from keyturn_agent.daemon import Daemon
 from keyturn_agent.enroll import enroll
 from keyturn_agent.enrolment import check_url, read_trust
@@ -83,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--token", help=f"join token; others on this host may see it, better: {TOKEN_ENV}")
     token.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the join token")
     add_source(join)
-    join.add_argument("--timeout", type=positive, default=30, metavar="SECONDS", help="default: %(default)s")
+    add_config(join)
     join.add_argument("--json", action="store_true", help="result as JSON")
     join.set_defaults(command=_enroll)
 
@@ -91,13 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add_source(run)
     add_nvml(run)
     add_replay(run)
-    run.add_argument("--interval", type=positive, default=10, metavar="SECONDS", help="of a usage entry; 10")
-    run.add_argument("--checkpoint-every", type=positive, default=300, metavar="SECONDS", help="300")
-    run.add_argument("--heartbeat-every", type=positive, default=60, metavar="SECONDS", help="60")
-    run.add_argument("--jitter", type=natural, metavar="SECONDS", help="before each upload; 30, 0 in simulated time")
-    run.add_argument("--timeout", type=positive, default=30, metavar="SECONDS", help="of one exchange; 30")
-    run.add_argument("--drain", type=natural, default=30, metavar="SECONDS", help="wait for receipts at the end; 30")
-    run.add_argument("--incarnation-every", type=natural, default=600, metavar="SECONDS", help=argparse.SUPPRESS)
+    add_settings(run)
     run.set_defaults(command=_run)
 
     ask = commands.add_parser("status", parents=[state], help="how this host's log is doing")
@@ -124,6 +116,7 @@ def _token(arguments: argparse.Namespace) -> str:
 
 
 def _enroll(arguments: argparse.Namespace) -> int:
+    config = config_of(arguments)
     url, pinned, token = check_url(arguments.verifier), read_trust(arguments.trust), _token(arguments)
     if arguments.recording is not None:
         read_recording(arguments.recording)
@@ -133,10 +126,10 @@ def _enroll(arguments: argparse.Namespace) -> int:
         token,
         pinned,
         arguments.source,
-        verifier=HttpVerifier(url, arguments.timeout),
+        verifier=HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file),
         clock=SystemClock(),
         random=SystemRandom(),
-        patience_s=arguments.timeout,
+        patience_s=config.timeout_s,
     )
     if arguments.json:
         print(encode(enrolment).decode())
@@ -149,6 +142,7 @@ def _enroll(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     simulated = arguments.fast or arguments.speed is not None
     check_source(arguments)
+    config = config_of(arguments)
     recording = None if arguments.recording is None else read_recording(arguments.recording)
     enrolment, _ = read_enrolment(arguments.state)
     if enrolment.source != arguments.source:
@@ -165,18 +159,8 @@ def _run(arguments: argparse.Namespace) -> int:
     store, clock = Store.open(arguments.state, make_clock, int(time.time()))
     try:
         source = make_source(arguments, recording, clock)
-        default_jitter = 0 if simulated else 30
-        config = Config(
-            interval_us=arguments.interval * 1_000_000,
-            checkpoint_us=arguments.checkpoint_every * 1_000_000,
-            heartbeat_us=arguments.heartbeat_every * 1_000_000,
-            jitter_s=default_jitter if arguments.jitter is None else arguments.jitter,
-            timeout_s=arguments.timeout,
-            drain_s=arguments.drain,
-            incarnation_s=arguments.incarnation_every,
-        )
-        verifier = HttpVerifier(store.enrolment.verifier, config.timeout_s)
-        courier = Courier(verifier, store.pinned.receipt_key, store.pinned.log_key, random, jitter_s=config.jitter_s)
+        verifier = HttpVerifier(store.enrolment.verifier, config.timeout_s, config.proxy, config.ca_file)
+        courier = courier_of(config, store.pinned, verifier, random)
         stop = stop_on_signals()
         receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time())).run()
         return FINE if receipted or stop.requested else UNDECIDED

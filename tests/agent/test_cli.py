@@ -190,3 +190,16 @@ def test_kill_9_at_any_moment_loses_nothing_receipted_and_never_forks(site: Site
     status = site.status()
     assert status["sealed"] == status["receipted"] == len(site.verifier.entries())
     assert len(site.verifier.entries()) > 100
+
+
+def test_the_configuration_file_is_used_and_flags_override_it(site: Site) -> None:
+    site.enroll()
+    config = site.state.parent / "agent.toml"
+    config.write_text("[usage]\ninterval_s = 5\n")
+    assert site.run("--fast", "--config", config).returncode == 0
+    assert site.run("--fast", "--config", config, "--interval", "15").returncode == 0
+    usage = [e.body for e in site.verifier.entries() if isinstance(e, Usage)]
+    assert [(u.to_us - u.from_us) // 1_000_000 for u in usage] == [5] * 6 + [15] * 2
+    config.write_text("[upload]\ninterval_s = -5\n")
+    done = site.run("--fast", "--config", config)
+    assert (done.returncode, done.stderr) == (2, "keyturn-agent: error: upload.interval_s: must be > 0 (got -5)\n")
