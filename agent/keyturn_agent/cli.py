@@ -11,7 +11,15 @@ from typing import Final
 
 from keyturn_agent import __version__
 from keyturn_agent.cli_config import add_config, add_settings, config_of, courier_of
-from keyturn_agent.cli_source import add_nvml, add_replay, add_source, check_source, make_source, stop_on_signals
+from keyturn_agent.cli_source import (
+    add_label,
+    add_nvml,
+    add_replay,
+    add_source,
+    check_source,
+    make_source,
+    stop_on_signals,
+)
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom
 from keyturn_agent.daemon import Daemon
@@ -87,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", parents=[state], help="run the agent")
     add_source(run)
+    add_label(run)
     add_nvml(run)
     add_replay(run)
     add_settings(run)

@@ -9,10 +9,14 @@ from keyturn_agent.cli_values import duration, moment_us, positive
 from keyturn_agent.clock import StopFlag
 from keyturn_agent.errors import UsageError
 from keyturn_agent.ports import Clock, GpuSource
+from keyturn_agent.procs import Attribution, Procs, slurm_cluster
 from keyturn_agent.recording import Recording
 from keyturn_agent.sources.replay import ReplaySource
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import WorkloadId, workload_id
 
 _REPLAY_ONLY: Final = ("recording", "fast", "speed", "start", "until_end", "duration")
+_NVML_ONLY: Final = ("period", "slurm_cluster")
 _PERIOD_US: Final = 1_000_000
 
 
@@ -22,10 +26,20 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recording", type=Path, metavar="FILE", help="what --source replay plays")
 
 
+def add_label(parser: argparse.ArgumentParser) -> None:
+    """``--label``, which means something else for each source."""
+    parser.add_argument(
+        "--label",
+        metavar="ID",
+        help="nvml: every process on the chips is this workload's (kind:name); replay: put before each chip's uuid",
+    )
+
+
 def add_nvml(parser: argparse.ArgumentParser) -> None:
     """What only ``--source nvml`` takes."""
     nvml = parser.add_argument_group("nvml")
     nvml.add_argument("--period", type=duration, metavar="TIME", help="between samples, at least 100ms; 1s")
+    nvml.add_argument("--slurm-cluster", metavar="NAME", help="of slurm:<cluster>:<job>; default: as slurm.conf says")
 
 
 def add_replay(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +54,6 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--until-end", action="store_true", help="end with the recording")
     replay.add_argument("--loop", type=positive, default=1, metavar="N", help="play the recording N times")
     replay.add_argument("--duration", type=positive, metavar="SECONDS", help="end after so much recorded time")
-    replay.add_argument("--label", metavar="ID", help="put before each chip's uuid")
 
 
 def check_source(arguments: argparse.Namespace) -> None:
@@ -52,11 +65,13 @@ def check_source(arguments: argparse.Namespace) -> None:
         for name in _REPLAY_ONLY:
             if getattr(arguments, name):
                 raise UsageError("bad_flag", f"--{name.replace('_', '-')}: only with --source replay")
+        _label(arguments.label)
         return
     if arguments.recording is None:
         raise UsageError("no_recording", "--recording: needed with --source replay")
-    if arguments.period is not None:
-        raise UsageError("bad_flag", "--period: only with --source nvml")
+    for name in _NVML_ONLY:
+        if getattr(arguments, name) is not None:
+            raise UsageError("bad_flag", f"--{name.replace('_', '-')}: only with --source nvml")
     if arguments.start is not None and not arguments.fast and arguments.speed is None:
         raise UsageError("bad_flag", "--start: only in simulated time (--fast or --speed)")
 
@@ -67,7 +82,9 @@ def make_source(arguments: argparse.Namespace, recording: Recording | None, cloc
         # Loads the binding, which a replay doesn't need.
         from keyturn_agent.sources.nvml_source import NvmlSource
 
-        return NvmlSource(clock, period_us=arguments.period or _PERIOD_US)
+        cluster = arguments.slurm_cluster or slurm_cluster()
+        procs = Procs(label=_label(arguments.label), cluster=cluster)
+        return NvmlSource(clock, period_us=arguments.period or _PERIOD_US, attribution=Attribution(procs))
     return ReplaySource(
         recording,
         clock.now().mono_us,
@@ -76,6 +93,13 @@ def make_source(arguments: argparse.Namespace, recording: Recording | None, cloc
         label=arguments.label,
         until_end=arguments.until_end or arguments.fast,
     )
+
+
+def _label(text: str | None) -> WorkloadId | None:
+    try:
+        return None if text is None else workload_id(text)
+    except ProtocolError as error:
+        raise UsageError("bad_flag", f"--label: {error}") from error
 
 
 def stop_on_signals() -> StopFlag:

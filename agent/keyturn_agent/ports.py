@@ -3,8 +3,8 @@
 Tests implement these; nothing is patched.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from keyturn_protocol.canonical import Ppm, Record, UInt
@@ -59,13 +59,15 @@ class Sample:
     """All chips at one moment, in the order of the inventory.
 
     ``mono_us`` is on CLOCK_BOOTTIME. A chip that could not be read is None, and ``error`` says why. ``shares``:
-    who had the chips since the sample before; the shares of a chip sum to at most 10^6 ppm.
+    who had the chips since the sample before; the shares of a chip sum to at most 10^6 ppm. ``unattributed``: why
+    processes that were seen are nobody's, and how many.
     """
 
     mono_us: int
     chips: tuple[Reading | None, ...]
     error: Slug | None
     shares: tuple[Share, ...]
+    unattributed: Mapping[Slug, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

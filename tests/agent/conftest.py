@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_agent.procs import Attribution
 from keyturn_agent.sources.nvml_source import NvmlSource
 from tests.agent.nvml_stub.stub import Script, Stub, build
 from tests.support.optional import require_program
@@ -49,6 +50,7 @@ class Sources:
         open_deadline_s: float = 30,
         read_deadline_s: float = 30,
         sysfs: Path = Path("/nonexistent"),
+        attribution: Attribution | None = None,
     ) -> NvmlSource:
         stub.play(script)
         source = NvmlSource(
@@ -57,6 +59,7 @@ class Sources:
             open_deadline_s=open_deadline_s,
             read_deadline_s=read_deadline_s,
             sysfs=sysfs,
+            attribution=attribution,
         )
         self._made.append((source, stub))
         return source

@@ -17,6 +17,7 @@ from keyturn_agent.courier import Courier
 from keyturn_agent.daemon import Daemon
 from keyturn_agent.enroll import enroll
 from keyturn_agent.ports import Moment, Stop
+from keyturn_agent.procs import Attribution, Procs
 from keyturn_agent.sources.nvml_source import NvmlSource
 from keyturn_agent.store import Store
 from keyturn_protocol.bundle import receipt_path, segment_path
@@ -29,6 +30,7 @@ from keyturn_protocol.entries import (
     Retired,
     Shutdown,
     Usage,
+    WorkloadStarted,
     parse_entry,
 )
 from keyturn_protocol.ids import Origin
@@ -40,6 +42,7 @@ from tests.agent.hosts import START_S, START_US
 from tests.agent.nvml_stub.stories import SECOND_US, steady_gpu, two_gpus
 from tests.agent.nvml_stub.stub import START_US as STORY_US
 from tests.agent.nvml_stub.stub import Control, Script, Stub
+from tests.agent.proc import Proc
 from tests.support.paths import REPO
 from tests.support.verifier import Verifier
 
@@ -76,9 +79,11 @@ class LiveHost:
             verifier=self.verifier, clock=self.clock, random=Even(), patience_s=10,
         )  # fmt: skip
 
-    def run(self, script: Script, seconds: int, *, checkpoint_s: int = 5) -> list[Entry]:
+    def run(
+        self, script: Script, seconds: int, *, checkpoint_s: int = 5, attribution: Attribution | None = None
+    ) -> list[Entry]:
         """The agent from the beginning of the story for so long; returns the verifier's entries."""
-        self.source = source = self.make(self.stub, script)
+        self.source = source = self.make(self.stub, script, attribution=attribution)
         config = Config(jitter_s=0, drain_s=20, checkpoint_us=checkpoint_s * SECOND_US)
         store, _ = Store.open(self.folder, lambda _: self.clock, START_S)
         try:
@@ -209,6 +214,28 @@ def test_a_wall_clock_that_is_set_is_a_step_and_loses_no_time(live: LiveHost, st
 def test_a_wall_clock_that_drifts_by_less_is_no_step(live: LiveHost) -> None:
     live.clock.steps.append((STORY_US + 12 * SECOND_US, 400_000))
     assert not any(isinstance(e, ClockStep) for e in live.run(steady_gpu(), 30))
+
+
+def test_whose_the_chips_were(live: LiveHost, tmp_path: Path) -> None:
+    proc = Proc(tmp_path / "proc")
+    proc.add(10, "/system.slice/slurmstepd.scope/job_7/step_0/user/task_0")
+    proc.add(11, "/system.slice/vllm.service")
+    script = two_gpus().gpu(2).steady("2").gpu(3).steady("3")
+    script.add("process", 0, 10, 1024, 90).add("process", 1, 10, 1024, 60).add("process", 1, 11, 1024, 20)
+    # On the third somebody whom nobody knows, on the fourth nobody.
+    script.add("process", 2, 4711, 1024, 50)
+    entries = live.run(script, 25, attribution=Attribution(Procs(proc.root, cluster="lab")))
+    started = {e.body.id: (e.body.class_, e.body.chips) for e in entries if isinstance(e, WorkloadStarted)}
+    assert started == {"slurm:lab:7": ("shared", [0, 1]), "systemd:vllm.service": ("shared", [1])}
+    expected = [
+        (0, "slurm:lab:7", "exclusive", 1_000_000),
+        (1, "slurm:lab:7", "shared", 750_000),
+        (1, "systemd:vllm.service", "shared", 250_000),
+    ]
+    for entry in usages(entries):
+        assert [(s.chip, s.id, s.class_, s.share_ppm) for s in entry.body.workloads] == expected
+    rows = fold(Origin("x"), EMPTY, entries).rows
+    assert {key.workload for key in rows} == {"slurm:lab:7", "systemd:vllm.service", "unattributed"}
 
 
 # -- as a process, in real time

@@ -156,3 +156,13 @@ def test_processes_that_may_not_be_listed_are_unknown_and_not_none(stub: Stub, m
     source = make(stub, script)
     to_start(stub, source)
     assert source.processes() == ((), None)
+
+
+def test_a_process_shorter_than_a_sample_had_its_part(stub: Stub, make: Sources) -> None:
+    script = Script().gpu(0).steady("0").add("process", 0, 200, 512, 40).add("process", 0, 300, "ended", 10)
+    source = make(stub, script)
+    to_start(stub, source)
+    # The driver's first answer goes back to before anybody looked.
+    assert source.processes() == ((GpuProcess(200, 512, 400_000),),)
+    read(stub, source, START_US + SECOND_US)
+    assert source.processes() == ((GpuProcess(200, 512, 400_000), GpuProcess(300, None, 100_000)),)

@@ -112,11 +112,17 @@ class ChipReader:
         found = self._ask("nvmlDeviceGetComputeRunningProcesses", lambda: nvml.processes(handle))
         if found is None:
             return None
-        samples = self._ask("nvmlDeviceGetProcessUtilization", lambda: nvml.process_utilization(handle, self._asked_us))
-        self._asked_us = max([self._asked_us, *(at_us for _, _, at_us in samples or ())])
+        since_us = self._asked_us
+        samples = self._ask("nvmlDeviceGetProcessUtilization", lambda: nvml.process_utilization(handle, since_us))
+        # Drivers also give back samples from before, and parts beyond the whole.
+        recent = [s for s in samples or () if s[2] > since_us and s[1] <= 100]
+        self._asked_us = max([since_us, *(at_us for _, _, at_us in recent)])
+        # Processes that ended meanwhile had their part too. The first answer goes back to before we looked.
+        pids = found.keys() | ({pid for pid, part, _ in recent if part} if since_us else set())
+        periods = len({at_us for _, _, at_us in recent})
         return tuple(
-            nvml.GpuProcess(pid, memory_mib, _mean_ppm([part for p, part, _ in samples or () if p == pid]))
-            for pid, memory_mib in sorted(found.items())
+            nvml.GpuProcess(pid, found.get(pid), _mean_ppm([part for p, part, _ in recent if p == pid], periods))
+            for pid in sorted(pids)
         )
 
     def counter_divisor(self, cycles: float, dt_us: int) -> int | None:
@@ -240,5 +246,6 @@ def _methods(reading: Reading) -> dict[str, Slug]:
     return found
 
 
-def _mean_ppm(percents: list[int]) -> int | None:
-    return sum(percents) * 10_000 // len(percents) if percents else None
+def _mean_ppm(percents: list[int], periods: int) -> int | None:
+    """A process without a sample in a period had no part in it."""
+    return sum(percents) * 10_000 // periods if percents else None

@@ -12,7 +12,7 @@ ends: going silent must not shorten the list of chips. MIG instances follow thei
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ import msgspec
 
 from keyturn_agent.errors import RefusedError, UsageError
 from keyturn_agent.ports import Clock, Declared, Reading, Sample
+from keyturn_agent.procs import Attribution
 from keyturn_agent.sources import nvml, pci
 from keyturn_agent.sources.nvml_causes import (
     CALL_HUNG,
@@ -31,7 +32,7 @@ from keyturn_agent.sources.nvml_gpm import MIN_SPACING_US
 from keyturn_agent.sources.nvml_host import NvmlHost, Snapshot
 from keyturn_agent.sources.nvml_session import Versions
 from keyturn_agent.sources.worker import CallHungError, Worker
-from keyturn_protocol.entries import Chip, InventoryBody, Slug, Source
+from keyturn_protocol.entries import Chip, InventoryBody, Share, Slug, Source
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class NvmlSource:
     :param clock: CLOCK_BOOTTIME is taken from it.
     :param period_us: between samples, at least 100 ms, which is what GPM needs.
     :param sysfs: where the PCI bus is read.
+    :param attribution: whose the processes are; None attributes nothing.
     :raises UsageError: for a shorter period.
     """
 
@@ -57,6 +59,7 @@ class NvmlSource:
         open_deadline_s: float = OPEN_DEADLINE_S,
         read_deadline_s: float = READ_DEADLINE_S,
         sysfs: Path = pci.SYSFS,
+        attribution: Attribution | None = None,
     ) -> None:
         if period_us < MIN_SPACING_US:
             raise UsageError("bad_flag", f"sample period: must be at least {MIN_SPACING_US} µs (got {period_us})")
@@ -65,6 +68,7 @@ class NvmlSource:
         self._open_deadline_s = open_deadline_s
         self._read_deadline_s = read_deadline_s
         self._sysfs = sysfs
+        self._attribution = attribution
         self.worker = Worker("keyturn-nvml")
         self._host = NvmlHost(clock)
         self._paused = self._stopped = False
@@ -139,7 +143,8 @@ class NvmlSource:
         if snapshot is not None:
             self._opening = snapshot.opening
         error = causes[0] if causes else self._trouble if not self._listed else None
-        return Sample(now_us, tuple(readings), error, ())
+        shares, reasons = self._attributed() if snapshot is not None else ((), {})
+        return Sample(now_us, tuple(readings), error, shares, reasons)
 
     def processes(self) -> tuple[tuple[nvml.GpuProcess, ...] | None, ...]:
         """Who computes on each listed chip; None where that isn't known. Pids are the host's."""
@@ -148,6 +153,11 @@ class NvmlSource:
         except (CallHungError, NvmlFailure):
             found = {}
         return tuple(found.get(chip.uuid) for chip in self._listed)
+
+    def _attributed(self) -> tuple[tuple[Share, ...], Mapping[Slug, int]]:
+        if self._attribution is None:
+            return (), {}
+        return self._attribution.shares(self._listed, self.processes())
 
     def close(self) -> None:
         """Close NVML, so that a GPU can be reset or the driver replaced; samples are empty until :meth:`reopen`.

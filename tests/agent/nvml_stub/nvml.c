@@ -244,13 +244,15 @@ API int nvmlDeviceGetCurrentClocksEventReasons(device_t d, unsigned long long *o
 #endif
 
 static int processes(device_t d, unsigned *count, process_info_t *out) {
-    unsigned room = *count;
-    *count = (unsigned)d->n_processes;
+    unsigned room = *count, listed = 0;
+    *count = 0;
+    for (int i = 0; i < d->n_processes; i++) *count += d->processes[i].mib != -2;
     if (!*count) return OK;
     if (!out || room < *count) return INSUFFICIENT_SIZE;
-    for (unsigned i = 0; i < *count; i++) {
+    for (int i = 0; i < d->n_processes; i++) {
         const process_t *p = &d->processes[i];
-        out[i] = (process_info_t){p->pid, p->mib < 0 ? ~0ULL : (unsigned long long)p->mib << 20, ~0U, ~0U};
+        if (p->mib == -2) continue;
+        out[listed++] = (process_info_t){p->pid, p->mib < 0 ? ~0ULL : (unsigned long long)p->mib << 20, ~0U, ~0U};
     }
     return OK;
 }

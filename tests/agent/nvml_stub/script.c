@@ -52,7 +52,7 @@ static void read_line(char *line) {
         unit_t *unit = unit_named(a);
         process_t *p = &unit->processes[unit->n_processes++];
         p->pid = (unsigned)from;
-        p->mib = *b == '-' ? -1 : atoll(b);
+        p->mib = !strcmp(b, "ended") ? -2 : *b == '-' ? -1 : atoll(b);
         p->sm = *text == '-' ? -1 : atoll(text);
     } else if (sscanf(line, "fail %63s %63s %d %llu %llu %llu", a, b, &code, &from, &to, &after) == 6) {
         fault_t *f = &faults[n_faults++];

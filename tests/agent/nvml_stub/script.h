@@ -23,7 +23,7 @@ typedef struct {
 
 typedef struct {
     unsigned pid;
-    long long mib, sm; /* -1: not available */
+    long long mib, sm; /* -1: not available; mib -2: not running any more, and its utilization still told */
 } process_t;
 
 typedef struct {
