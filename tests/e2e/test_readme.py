@@ -1,0 +1,45 @@
+"""The commands that README gives, run as a stranger would: in one shell, one after the other."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.optional import require_program
+from tests.support.paths import REPO
+
+pytestmark = pytest.mark.timeout(120)
+
+END = "status=$?; kill $!; wait $!; exit $status"
+
+
+def commands() -> str:
+    """The block under *By hand*."""
+    found = re.search(r"^### By hand\n.*?```\n(.*?)```", (REPO / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    script = commands().replace("8642", port).replace("serve ", f"serve --port {port} ")
+    (tmp_path / "hardware_fixtures").symlink_to(REPO / "hardware_fixtures")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Whatever fails, the trap ends the server.
+    done = subprocess.run(
+        [require_program("bash"), "-c", f"set -e; trap '{END}' EXIT\n{script}"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "slurm:fixture:1" in done.stdout
+    assert re.search(r"^INTEGRITY +PASS  1 of 1 log", done.stdout, re.MULTILINE)
