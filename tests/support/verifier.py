@@ -1,4 +1,4 @@
-"""A verifier for tests: the real one, on a real SQLite file, over real HTTP on 127.0.0.1."""
+"""A verifier for tests: the real one, on a real database, over real HTTP on 127.0.0.1."""
 
 import io
 import os
@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
+from sqlmodel import SQLModel
 
 from keyturn_protocol.api import Trust
 from keyturn_protocol.audit import Report, audit
@@ -30,17 +31,22 @@ from tests.support.paths import REPO
 
 DEPLOYMENT = Deployment("keyturn.example.org")
 DAY_US = 86_400_000_000
+Database = Callable[[], str | None]
+"""Makes a new database; None is a SQLite file inside of the state directory."""
 UNCOMPARED = {"tree_checkpoint"}
 """Published once a second by a clock of its own."""
 
 
 class Verifier:
-    """A verifier that serves from a thread of this process. Use it as a context."""
+    """A verifier that serves from a thread of this process. Use it as a context.
 
-    def __init__(self, folder: Path, *, clock: Clock = wall_clock, **limits: int) -> None:
+    :param db: where a new one keeps its data. A second one of the same folder is a replica.
+    """
+
+    def __init__(self, folder: Path, *, db: Database = lambda: None, clock: Clock = wall_clock, **limits: int) -> None:
         self.state = folder / "state"
         if not self.state.exists():
-            state.create(self.state, DEPLOYMENT, None, clock)
+            state.create(self.state, DEPLOYMENT, db(), clock)
         settings = config.load(self.state)
         self.settings = replace(settings, limits=replace(settings.limits, **limits))
         self.clock = clock
@@ -99,10 +105,9 @@ class Verifier:
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Everything that is stored, to compare before and after."""
         with reading(self.engine) as connection:
-            names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'")).scalars().all()
             return {
-                name: sorted((tuple(row) for row in connection.execute(text(f'SELECT * FROM "{name}"'))), key=repr)  # noqa: S608
-                for name in names
+                name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
+                for name, table in SQLModel.metadata.tables.items()
                 if name not in UNCOMPARED
             }
 
@@ -122,8 +127,9 @@ class Verifier:
 
     @contextmanager
     def write_lock(self) -> Iterator[Connection]:
-        """Hold the database's write lock: what is posted meanwhile waits, and then forms one batch."""
+        """Hold the lock that every write takes: what is posted meanwhile waits, and then forms one batch."""
         with writing(self.engine) as connection:
+            translog.lock(connection)
             yield connection
 
     def export(self, out: Path, case: str | None = None) -> Path:

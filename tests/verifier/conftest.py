@@ -1,15 +1,41 @@
-"""Fixtures of the verifier's tests."""
+"""Fixtures of the verifier's tests. What can differ between the databases runs on both of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.verifier import Verifier
+from tests.support.postgres import Postgres, any_server
+from tests.support.verifier import Database, Verifier
+
+ON_BOTH = {"test_batches", "test_export", "test_join", "test_receipt_table", "test_schema", "test_log"}
+"""Modules whose tests run on SQLite and on PostgreSQL; the others run on SQLite."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database" in metafunc.fixturenames:
+        both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH
+        metafunc.parametrize("database", ["sqlite", "postgres"] if both else ["sqlite"], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server."""
+    with any_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def database(request: pytest.FixtureRequest) -> Database:
+    """Makes the databases of verifiers: the URL of a new one, or None for a file inside of the state directory."""
+    if request.param == "sqlite":
+        return lambda: None
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.database
 
 
 @pytest.fixture
-def verifier(tmp_path: Path) -> Iterator[Verifier]:
+def verifier(tmp_path: Path, database: Database) -> Iterator[Verifier]:
     """A new verifier, serving."""
-    with Verifier(tmp_path) as started:
+    with Verifier(tmp_path, db=database) as started:
         yield started

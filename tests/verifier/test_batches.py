@@ -18,7 +18,7 @@ from keyturn_protocol.receive import Decision, Head, History
 from keyturn_protocol.segment import Segment
 from keyturn_verifier.ingest import Ingest
 from tests.support.node import Node, Reply
-from tests.support.verifier import Verifier
+from tests.support.verifier import Database, Verifier
 
 
 def closed(raw: socket.socket, line: bytes = b"") -> bool:
@@ -164,8 +164,8 @@ def test_one_segment_that_crashes_the_batch_is_alone_in_that(
     assert verifier.client.post(nodes[1].range(2, 3)).status == 200
 
 
-def test_a_full_queue_says_when_to_come_back(tmp_path: Path, batches: list[int]) -> None:
-    with Verifier(tmp_path, queue_bytes=4_000) as verifier:
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path, batches: list[int], database: Database) -> None:
+    with Verifier(tmp_path, db=database, queue_bytes=4_000) as verifier:
         nodes = [verifier.enrolled() for _ in range(12)]
         with one_batch(verifier, batches) as posting:
             for node in nodes:
@@ -238,9 +238,9 @@ def test_a_client_that_goes_away_doesnt_lose_its_segment(verifier: Verifier) -> 
     assert verifier.client.post(node.segment(node.usage(1))).status == 200
 
 
-def test_a_slow_body_is_cut_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_a_slow_body_is_cut_and_nobody_waits_for_it(tmp_path: Path, database: Database) -> None:
 
-    with Verifier(tmp_path, body_timeout_s=1) as verifier:
+    with Verifier(tmp_path, db=database, body_timeout_s=1) as verifier:
         address = urlsplit(verifier.client.url)
         with socket.create_connection((address.hostname, address.port)) as raw:
             head = f"POST {api.SEGMENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: {api.SEGMENT_TYPE}\r\n"
@@ -251,9 +251,9 @@ def test_a_slow_body_is_cut_and_nobody_waits_for_it(tmp_path: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_connection_that_sends_no_request_is_closed(tmp_path: Path) -> None:
+def test_a_connection_that_sends_no_request_is_closed(tmp_path: Path, database: Database) -> None:
 
-    with Verifier(tmp_path, head_timeout_s=1) as verifier:
+    with Verifier(tmp_path, db=database, head_timeout_s=1) as verifier:
         address = urlsplit(verifier.client.url)
         with socket.create_connection((address.hostname, address.port)) as raw:
             raw.sendall(b"GET / HTTP/1.1\r\nhost:")
@@ -261,8 +261,8 @@ def test_a_connection_that_sends_no_request_is_closed(tmp_path: Path) -> None:
             assert closed(raw)
 
 
-def test_a_head_without_an_end_is_cut(tmp_path: Path) -> None:
-    with Verifier(tmp_path, head_bytes=10_000) as verifier:
+def test_a_head_without_an_end_is_cut(tmp_path: Path, database: Database) -> None:
+    with Verifier(tmp_path, db=database, head_bytes=10_000) as verifier:
         address = urlsplit(verifier.client.url)
         with socket.create_connection((address.hostname, address.port)) as raw:
             raw.sendall(b"GET / HTTP/1.1\r\n")
@@ -270,8 +270,8 @@ def test_a_head_without_an_end_is_cut(tmp_path: Path) -> None:
             assert closed(raw, b"x: " + b"y" * 1_000 + b"\r\n")
 
 
-def test_more_connections_than_allowed_are_closed(tmp_path: Path) -> None:
-    with Verifier(tmp_path, connections=3) as verifier:
+def test_more_connections_than_allowed_are_closed(tmp_path: Path, database: Database) -> None:
+    with Verifier(tmp_path, db=database, connections=3) as verifier:
         address = urlsplit(verifier.client.url)
         held = [socket.create_connection((address.hostname, address.port)) for _ in range(3)]
         with socket.create_connection((address.hostname, address.port)) as one_more:
@@ -281,8 +281,8 @@ def test_more_connections_than_allowed_are_closed(tmp_path: Path) -> None:
             raw.close()
 
 
-def test_every_byte_that_was_taken_is_given_back(tmp_path: Path) -> None:
-    with Verifier(tmp_path, queue_bytes=6_000) as verifier:
+def test_every_byte_that_was_taken_is_given_back(tmp_path: Path, database: Database) -> None:
+    with Verifier(tmp_path, db=database, queue_bytes=6_000) as verifier:
         node = verifier.enrolled()
         for body in (b"x" * 5_000, b"x" * 7_000, zstd.compress(node.segment(node.usage(1)))):
             verifier.client.post_raw(body)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from keyturn_protocol.bundle import check_trust, parse_trust
-from keyturn_verifier import keyfiles, state
+from keyturn_verifier import config, keyfiles, state
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import VerifierError
 from tests.support.node import Node
@@ -81,7 +81,11 @@ def test_init_with_a_database_elsewhere(tmp_path: Path) -> None:
     ("arguments", "status", "says"),
     [
         (["--deployment", "Not A Name"], 2, "--deployment"),
-        (["--deployment", "ok.example", "--db", "postgresql://localhost/x"], 1, "comes later"),
+        (
+            ["--deployment", "ok.example", "--db", "postgresql://user:secret@127.0.0.1:1/x"],
+            1,
+            "database: connection failed",
+        ),
         (["--deployment", "ok.example", "--db", "mysql://localhost/x"], 1, "SQLite file"),
         (["--deployment", "ok.example", "--db", "nonsense"], 1, "not a database URL"),
         (["--deployment", "ok.example", "--db", "sqlite:///relative.db"], 1, "absolute"),
@@ -229,10 +233,10 @@ def test_a_missing_database_is_not_made_anew(folder: Path) -> None:
 
 def test_the_lock_is_exclusive_and_goes_with_its_holder(folder: Path) -> None:
     def again() -> None:
-        with state.serving(folder):
+        with state.serving(config.load(folder)):
             pass
 
-    with state.serving(folder), pytest.raises(VerifierError, match="another process"):
+    with state.serving(config.load(folder)), pytest.raises(VerifierError, match="another process"):
         again()
     again()
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import Update, update
 
 from keyturn_protocol.bundle import parse_manifest
 from keyturn_protocol.entries import Share
 from keyturn_verifier import export
 from keyturn_verifier.db.engine import writing
+from keyturn_verifier.db.tables import segment, segment_body
 from keyturn_verifier.errors import UsageError, VerifierError
 from tests.support.node import Client, Node
-from tests.support.verifier import Verifier, call
+from tests.support.verifier import Database, Verifier, call
 
 
 def busy_node(node: Node, chips: int = 2) -> Node:
@@ -64,13 +65,13 @@ def test_an_empty_verifier_exports_too(verifier: Verifier, tmp_path: Path) -> No
     assert verifier.audit(verifier.export(tmp_path / "evidence")).outcome == "pass"
 
 
-def test_the_verifier_and_the_auditor_find_and_sum_the_same(tmp_path: Path) -> None:
+def test_the_verifier_and_the_auditor_find_and_sum_the_same(tmp_path: Path, database: Database) -> None:
     from keyturn_protocol.chips import chip_table
     from keyturn_verifier import queries
     from keyturn_verifier.db.engine import reading
 
     now = [1_790_000_100_000_000]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = busy_node(verifier.joined())
         verifier.client.post(node.segment())
         gone = verifier.enrolled(usage=4)
@@ -162,13 +163,15 @@ def test_a_case_that_is_too_long_is_refused_before_anything_is_written(verifier:
     assert len(verifier.leaves()) == leaves
 
 
-@pytest.mark.parametrize("damage", ["UPDATE segment SET body = x'00'", "UPDATE segment SET sha256 = zeroblob(32)"])
+@pytest.mark.parametrize(
+    "damage", [update(segment_body).values(body=b"\0"), update(segment).values(sha256=bytes(32))], ids=["body", "hash"]
+)
 def test_damage_on_the_disk_is_found_by_the_export_and_leaves_no_folder(
-    verifier: Verifier, tmp_path: Path, damage: str
+    verifier: Verifier, tmp_path: Path, damage: Update
 ) -> None:
     verifier.enrolled()
     with writing(verifier.engine) as connection:
-        connection.execute(text(damage))
+        connection.execute(damage)
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(VerifierError, match="damaged"):
         verifier.export(tmp_path / "evidence")
@@ -208,20 +211,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, byte
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.sets(st.integers(1, 70), max_size=12))
 def test_any_partition_into_segments_gives_the_same_totals(
-    whole: tuple[Node, bytes], tmp_path_factory: pytest.TempPathFactory, cuts: set[int]
+    whole: tuple[Node, bytes], tmp_path_factory: pytest.TempPathFactory, cuts: set[int], database: Database
 ) -> None:
     node, expected = whole
     folder = tmp_path_factory.mktemp("part")
-    with Verifier(folder) as verifier:
+    with Verifier(folder, db=database) as verifier:
         verifier.joined(seed=7)
         assert totals(verifier, node, sorted(c for c in cuts if c < node.size), folder / "evidence") == expected
 
 
-def test_any_interleaving_with_other_logs_gives_the_same_totals(tmp_path: Path) -> None:
+def test_any_interleaving_with_other_logs_gives_the_same_totals(tmp_path: Path, database: Database) -> None:
     """Batches differ, totals don't: four logs sent side by side, cut at random, twice."""
     results = []
     for attempt in range(2):
-        with Verifier(tmp_path / str(attempt)) as verifier:
+        with Verifier(tmp_path / str(attempt), db=database) as verifier:
             nodes = [busy_node(verifier.joined(seed=seed)) for seed in range(4)]
 
             def send(node: Node, number: int) -> None:

@@ -12,7 +12,7 @@ from keyturn_protocol.leaves import Enrolment, parse_leaf
 from keyturn_verifier import tokens
 from keyturn_verifier.db.engine import writing
 from tests.support.node import Node, Reply
-from tests.support.verifier import DAY_US, DEPLOYMENT, Verifier
+from tests.support.verifier import DAY_US, DEPLOYMENT, Database, Verifier
 
 
 def uses(verifier: Verifier) -> list[object]:
@@ -77,9 +77,9 @@ def test_an_unknown_join_token(verifier: Verifier) -> None:
     rejected(verifier, Node.new(), "ktj_no-such-token", "token_unknown")
 
 
-def test_a_foreign_join_token(verifier: Verifier, tmp_path: Path) -> None:
+def test_a_foreign_join_token(verifier: Verifier, tmp_path: Path, database: Database) -> None:
     """Good at another verifier, of the same deployment's name even, and nothing here."""
-    with Verifier(tmp_path / "other") as other:
+    with Verifier(tmp_path / "other", db=database) as other:
         token = other.join_token()
     rejected(verifier, Node.new(), token, "token_unknown")
 
@@ -107,9 +107,9 @@ def test_a_used_join_token(verifier: Verifier) -> None:
 
 
 @pytest.mark.parametrize("how", ["expired", "revoked"])
-def test_a_token_that_ends_between_announcement_and_genesis(tmp_path: Path, how: str) -> None:
+def test_a_token_that_ends_between_announcement_and_genesis(tmp_path: Path, how: str, database: Database) -> None:
     now = [1_790_000_000_000_000]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.joined()
         if how == "expired":
             now[0] += DAY_US - 1
@@ -127,9 +127,9 @@ def test_a_token_that_ends_between_announcement_and_genesis(tmp_path: Path, how:
         assert verifier.dump() == before
 
 
-def test_an_announcement_expires(tmp_path: Path) -> None:
+def test_an_announcement_expires(tmp_path: Path, database: Database) -> None:
     now = [1_790_000_000_000_000]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.joined()
         now[0] += DAY_US + 1
         assert verifier.client.post(node.first()).code == "unknown_log"
@@ -237,8 +237,8 @@ def test_join_requests_that_are_not_ones(verifier: Verifier, body: bytes, status
     assert verifier.dump() == before
 
 
-def test_one_token_announces_a_bounded_number_of_nodes(tmp_path: Path) -> None:
-    with Verifier(tmp_path, pending_per_token=2) as verifier:
+def test_one_token_announces_a_bounded_number_of_nodes(tmp_path: Path, database: Database) -> None:
+    with Verifier(tmp_path, db=database, pending_per_token=2) as verifier:
         token = verifier.join_token(hosts=2)
         answers = [verifier.client.join(Node.new(), token) for _ in range(5)]
         assert [answer.status for answer in answers] == [200] * 4 + [403]
@@ -246,7 +246,9 @@ def test_one_token_announces_a_bounded_number_of_nodes(tmp_path: Path) -> None:
 
 def test_tokens_are_stored_hashed(verifier: Verifier) -> None:
     secrets = [verifier.join_token(), verifier.reader_token()]
-    stored = b"".join(path.read_bytes() for path in verifier.state.glob("verifier.db*"))
+    values = [value for rows in verifier.dump().values() for row in rows for value in row]
+    files = b"".join(path.read_bytes() for path in verifier.state.iterdir())
     for secret in secrets:
-        assert secret.encode() not in stored
-        assert tokens.digest(secret) in stored
+        assert tokens.digest(secret) in values
+        assert secret not in values
+        assert secret.encode() not in files

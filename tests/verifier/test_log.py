@@ -44,7 +44,7 @@ def grow(verifier: Verifier, size: int) -> Checkpoint:
     with writing(verifier.engine) as connection:
         have = translog.head(connection).size
         translog.append(connection, [body(at) for at in range(have, size)], verifier.clock())
-        note = translog.publish(connection, verifier.keys.log)
+        note = translog.publish(connection, verifier.keys.log, verifier.clock())
     return open_checkpoint(note, parse_vkey(verifier.trust.log_vkey))
 
 

@@ -8,7 +8,7 @@ from keyturn_protocol.leaves import Enrolment, LogFrozen, NodeCheckpoint, parse_
 from keyturn_protocol.note import parse_note
 from keyturn_protocol.segment import parse_segment
 from tests.support.node import Node
-from tests.support.verifier import Verifier
+from tests.support.verifier import Database, Verifier
 
 
 def leaf_types(verifier: Verifier) -> list[str]:
@@ -237,9 +237,9 @@ def test_an_invalid_genesis_of_a_later_incarnation_is_kept_as_evidence(verifier:
     assert leaf_types(verifier)[-2:] == ["Enrolment", "LogFrozen"]
 
 
-def test_receipt_times_never_go_back(tmp_path: Path) -> None:
+def test_receipt_times_never_go_back(tmp_path: Path, database: Database) -> None:
     now = [2_000_000_000_000_000]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.enrolled()
         now[0] -= 3_600_000_000
         segment = node.segment(node.usage(1))

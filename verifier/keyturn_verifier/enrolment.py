@@ -1,14 +1,17 @@
 """How nodes come in: announced with a join token, enrolled by their first valid genesis segment."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from keyturn_protocol.api import JoinRequest, JoinResponse, ProblemCode
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, Origin, parse_origin
 from keyturn_protocol.keys import SignatureType, VerifierKey, node_id_of, parse_vkey
 from keyturn_verifier.config import Limits
+from keyturn_verifier.db.engine import is_postgres
 from keyturn_verifier.db.tables import join_token, log, pending_log
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.tokens import digest
@@ -32,33 +35,59 @@ def join(connection: Connection, name: Deployment, limits: Limits, request: Join
     :raises Refusal: ``token_unknown``, ``token_expired``, ``token_used``, ``bad_request``, ``unknown_log``,
         ``already_enrolled``.
     """
-    token = connection.execute(select(join_token).where(join_token.c.sha256 == digest(request.token))).one_or_none()
+    # The lock makes the count below hold until the commit, and is of the kind that a reference to the token allows.
+    query = select(join_token).where(join_token.c.sha256 == digest(request.token)).with_for_update(key_share=True)
+    token = connection.execute(query).one_or_none()
     if token is None:
         raise Refusal(ProblemCode.TOKEN_UNKNOWN, "no such join token")
     _check_token(token, now_us)
     origin, key = _node(name, request.vkey)
     if connection.execute(select(log.c.id).where(log.c.node_id == parse_origin(origin).node_id)).first() is not None:
         raise Refusal(ProblemCode.ALREADY_ENROLLED, f"{origin} is enrolled")
-    connection.execute(delete(pending_log).where(pending_log.c.expires_us <= now_us))
-    known = connection.execute(select(pending_log.c.token_id).where(pending_log.c.origin == origin)).scalar()
+    live = pending_log.c.expires_us > now_us
+    known = connection.execute(select(pending_log.c.token_id).where(pending_log.c.origin == origin, live)).scalar()
     if known is None:
         count = connection.execute(
-            select(func.count()).select_from(pending_log).where(pending_log.c.token_id == token.id)
+            select(func.count()).select_from(pending_log).where(pending_log.c.token_id == token.id, live)
         ).scalar_one()
         if count >= token.hosts * limits.pending_per_token:
             raise Refusal(ProblemCode.TOKEN_USED, "too many nodes were announced with this token and never began")
-        connection.execute(
-            insert(pending_log).values(
-                origin=origin,
-                public_key=key.public_key,
-                token_id=token.id,
-                expires_us=now_us + limits.pending_hours * HOUR_US,
-            )
-        )
-    elif known != token.id:
-        # A second token for the same key: the newer one counts, its organisation and site with it.
-        connection.execute(update(pending_log).where(pending_log.c.origin == origin).values(token_id=token.id))
+    if known != token.id:
+        _announce(connection, origin, key, token.id, now_us, limits)
     return JoinResponse(origin=origin, organisation=token.organisation, site=token.site)
+
+
+def _announce(
+    connection: Connection, origin: Origin, key: VerifierKey, token_id: int, now_us: int, limits: Limits
+) -> None:
+    """Expect a node's first log. A second token for the same key: the newer one counts, its organisation with it."""
+    make = postgresql.insert if is_postgres(connection) else sqlite.insert
+    expires_us = now_us + limits.pending_hours * HOUR_US
+    row = make(pending_log).values(origin=origin, public_key=key.public_key, token_id=token_id, expires_us=expires_us)
+    new = {"token_id": row.excluded.token_id, "expires_us": row.excluded.expires_us}
+    connection.execute(row.on_conflict_do_update(index_elements=["origin"], set_=new))
+    # Last, and only rows that nobody holds: this waits for no one while it holds what is above.
+    late = select(pending_log.c.origin).where(pending_log.c.expires_us <= now_us).limit(1_000)
+    connection.execute(delete(pending_log).where(pending_log.c.origin.in_(late.with_for_update(skip_locked=True))))
+
+
+def lock_tokens(connection: Connection, ids: Iterable[int]) -> None:
+    """Lock join tokens in the order of their ids, before the logs that they open."""
+    numbers = sorted(set(ids))
+    if not numbers:
+        return
+    wanted = select(join_token.c.id).where(join_token.c.id.in_(numbers)).order_by(join_token.c.id)
+    connection.execute(wanted.with_for_update(key_share=True)).all()
+
+
+def token_refusal(connection: Connection, joining: Joining, now_us: int) -> Refusal | None:
+    """Why a locked token can't be used, or None."""
+    token = connection.execute(select(join_token).where(join_token.c.id == joining.token_id)).one()
+    try:
+        _check_token(token, now_us)
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 def _check_token(token: Row[tuple[object, ...]], now_us: int) -> None:
@@ -103,27 +132,12 @@ def pending(connection: Connection, origin: Origin, now_us: int) -> tuple[bytes,
     return row.public_key, Joining(row.id, row.sha256, row.organisation, row.site)
 
 
-def use_token(connection: Connection, name: LogName, joining: Joining, now_us: int) -> Refusal | None:
-    """Use a token up for one node, atomically; in the transaction that opens the node's log.
-
-    Returns why it can't be used, having changed nothing then.
-    """
+def use_token(connection: Connection, name: LogName, joining: Joining) -> None:
+    """Use a locked token that is good up for one node, in the transaction that opens the node's log."""
+    uses, hosts = join_token.c.uses, join_token.c.hosts
     used = connection.execute(
-        update(join_token)
-        .where(
-            join_token.c.id == joining.token_id,
-            join_token.c.uses < join_token.c.hosts,
-            join_token.c.expires_us > now_us,
-            join_token.c.revoked_us.is_(None),
-        )
-        .values(uses=join_token.c.uses + 1)
+        update(join_token).where(join_token.c.id == joining.token_id, uses < hosts).values(uses=uses + 1)
     ).rowcount
-    if used == 1:
-        connection.execute(delete(pending_log).where(pending_log.c.origin == name.origin))
-        return None
-    token = connection.execute(select(join_token).where(join_token.c.id == joining.token_id)).one()
-    try:
-        _check_token(token, now_us)
-    except Refusal as refusal:
-        return refusal
-    raise AssertionError("a token that is good could not be used")
+    if used != 1:
+        raise AssertionError("a token that is good could not be used")
+    connection.execute(delete(pending_log).where(pending_log.c.origin == name.origin))

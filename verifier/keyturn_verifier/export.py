@@ -40,7 +40,7 @@ from keyturn_verifier import keyfiles, queries, translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
-from keyturn_verifier.db.tables import evidence, segment
+from keyturn_verifier.db.tables import evidence, segment, segment_body
 from keyturn_verifier.errors import UsageError, VerifierError
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.upload import decompress
@@ -108,7 +108,7 @@ class _Mark:
 def _mark(engine: Engine, snapshot: Connection, key: keyfiles.SigningKey, case: str | None, clock: Clock) -> _Mark:
     """Fix the state to export: open the snapshot under the write lock, then append the export's own leaf."""
     with writing(engine) as connection:
-        before = translog.head(connection)
+        before = translog.lock(connection)
         # The first read opens the snapshot; nobody can have written since the lock was taken.
         if translog.head(snapshot).size != before.size:
             raise VerifierError("the database changed under the write lock")
@@ -121,7 +121,7 @@ def _mark(engine: Engine, snapshot: Connection, key: keyfiles.SigningKey, case: 
             left_out=[],
         )
         translog.append(connection, [body], body.until_us)
-        checkpoint = translog.publish(connection, key)
+        checkpoint = translog.publish(connection, key, body.until_us)
         (leaf,) = translog.leaves(connection, before.size, 1)
     return _Mark(before.size, leaf, body, checkpoint)
 
@@ -151,7 +151,8 @@ def _logs(snapshot: Connection, refs: list[LogRef]) -> Iterator[tuple[str, bytes
 def _segments(snapshot: Connection, log_id: int, name: LogName) -> Iterator[tuple[int, int, bytes, bytes]]:
     """One log's segments in order: start, end, decoded bytes, receipt."""
     query = (
-        select(segment.c.start, segment.c.end, segment.c.sha256, segment.c.receipt, segment.c.body)
+        select(segment.c.start, segment.c.end, segment.c.sha256, segment.c.receipt, segment_body.c.body)
+        .join(segment_body, (segment_body.c.log_id == segment.c.log_id) & (segment_body.c.start == segment.c.start))
         .where(segment.c.log_id == log_id)
         .order_by(segment.c.start)
     )

@@ -37,6 +37,7 @@ HEAD_COLUMNS = (
 class Following:
     """A log that follows the node's newest earlier one."""
 
+    log_id: int
     incarnation: int
     """Of the earlier log."""
     size: int
@@ -88,7 +89,11 @@ def head_values(head: Head) -> dict[str, object]:
 
 
 class Heads:
-    """A bounded cache in front of the ``log`` table. Used by the batching thread alone."""
+    """A bounded cache in front of the ``log`` table. Used by the batching thread alone.
+
+    Another replica may have moved a log since: an entry is good enough to accept a segment on, because the
+    transaction looks again under the log's lock, and for nothing else.
+    """
 
     def __init__(self, deployment: Deployment, capacity: int) -> None:
         self._deployment = deployment
@@ -96,14 +101,17 @@ class Heads:
         self._cache: OrderedDict[Origin, Known] = OrderedDict()
 
     def load(
-        self, connection: Connection, names: Iterable[LogName], now_us: int
+        self, connection: Connection, names: Iterable[LogName], now_us: int, *, stored: bool = False
     ) -> dict[Origin, Known | Expected | None]:
-        """The heads of logs; None for a log that is neither open nor expected here. One SELECT for all misses."""
+        """The heads of logs; None for a log that is neither open nor expected here. One SELECT for all misses.
+
+        :param stored: as they are stored now, whatever is cached.
+        """
         found: dict[Origin, Known | Expected | None] = {}
         missing: dict[Origin, LogName] = {}
         for name in names:
             origin = name.origin
-            known = self._cache.get(origin)
+            known = None if stored else self._cache.get(origin)
             if known is not None:
                 self._cache.move_to_end(origin)
                 found[origin] = known
@@ -143,7 +151,7 @@ def expected(connection: Connection, name: LogName, now_us: int) -> Expected | N
         joining = pending(connection, name.origin, now_us)
         return None if joining is None else Expected(new_head(name, joining[0]), joining[1])
     row = connection.execute(
-        select(log.c.incarnation, log.c.public_key, log.c.size, log.c.chain, log.c.organisation, log.c.site)
+        select(log.c.id, log.c.incarnation, log.c.public_key, log.c.size, log.c.chain, log.c.organisation, log.c.site)
         .where(log.c.node_id == name.node_id)
         .order_by(log.c.incarnation.desc())
         .limit(1)
@@ -152,7 +160,7 @@ def expected(connection: Connection, name: LogName, now_us: int) -> Expected | N
         return None
     chain: ChainState = parse(row.chain, ChainState)
     key = row.public_key if chain.next_key is None else bytes.fromhex(chain.next_key)
-    return Expected(new_head(name, key), Following(row.incarnation, row.size, row.organisation, row.site))
+    return Expected(new_head(name, key), Following(row.id, row.incarnation, row.size, row.organisation, row.site))
 
 
 State = Literal["open", "frozen", "closed"]

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Final, assert_never
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -24,8 +24,8 @@ from keyturn_verifier import translog
 from keyturn_verifier.budget import Budget
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
-from keyturn_verifier.db.commit import Change, Committer, Written
-from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.commit import Change, Committer, Moved, Written
+from keyturn_verifier.db.engine import is_postgres, reading, rolled_back, writing
 from keyturn_verifier.db.history import history
 from keyturn_verifier.enrolment import Joining
 from keyturn_verifier.errors import OutcomeUnknown, StaleHead
@@ -35,6 +35,13 @@ from keyturn_verifier.problems import Refusal
 from keyturn_verifier.upload import Upload, open_upload
 
 log = logging.getLogger(__name__)
+
+_AGAIN: Final = 3
+"""How often a batch is tried again that the database rolled back."""
+_ROUNDS: Final = 5
+"""How often a segment is decided again because another replica moved its log."""
+_LOOK_S: Final = 10
+"""How often a replica that has nothing to do looks for what another one did not publish."""
 
 Answer = bytes | BaseException
 """A receipt, or why there is none."""
@@ -75,6 +82,7 @@ class Ingest:
         self._stopping = False
         self._publish_due = True
         self._published_at = -1.0e9
+        self._look_s = _LOOK_S if is_postgres(engine) else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
@@ -121,8 +129,10 @@ class Ingest:
             while not self._queue:
                 if self._stopping:
                     return None
-                due = self._publish_due
-                if not self._wake.wait(timeout=self._limits.publish_interval_ms / 1_000 if due else None) and due:
+                # A replica that was killed leaves leaves to publish to whoever is there.
+                idle_s = self._limits.publish_interval_ms / 1_000 if self._publish_due else self._look_s
+                if not self._wake.wait(timeout=idle_s) and idle_s is not None:
+                    self._publish_due = True
                     return []
             items = [self._queue.popleft()]
             size = len(items[0].body)
@@ -157,17 +167,20 @@ class Ingest:
         if group:
             yield group
 
-    def _process(self, group: Sequence[Opened]) -> None:
+    def _process(self, group: Sequence[Opened], again: int = _AGAIN) -> None:
         """Answer a group. An error that one of its segments caused must not hit the others: they go one by one.
 
         The one place where an error of any kind is caught: the thread has to go on for everybody else, and
         problems.py turns what it doesn't know into `internal`.
         """
         try:
-            self._batch(group)
+            self._until_settled(group)
         except Exception as error:
             self._heads.forget(opened.upload.segment.origin for opened in group)
             waiting = [opened for opened in group if opened.item.answer is None]
+            if rolled_back(error) and again:
+                self._process(waiting, again - 1)
+                return
             # A locked, full or broken disk is everybody's; all else may be one segment's doing.
             shared = isinstance(error, OutcomeUnknown | OperationalError)
             if not shared and len(group) > 1:
@@ -179,8 +192,19 @@ class Ingest:
             for opened in waiting:
                 opened.item.answer = error
 
+    def _until_settled(self, group: Sequence[Opened]) -> None:
+        """Decide and commit until every item has its answer: a log that another replica moved is decided again."""
+        for _ in range(_ROUNDS):
+            self._batch(group)
+            group = [opened for opened in group if opened.item.answer is None]
+            if not group:
+                return
+            self._heads.forget(opened.upload.segment.origin for opened in group)
+        for opened in group:
+            opened.item.answer = Refusal(ProblemCode.BUSY, "this log moved at the same time; send it again")
+
     def _batch(self, group: Sequence[Opened]) -> None:
-        """Decide and commit; every item has its answer when this returns."""
+        """Decide and commit; when this returns every item has its answer, but for those whose log has moved."""
         changes = self._decide(group)
         if not changes:
             return
@@ -188,6 +212,8 @@ class Ingest:
         # From here on every receipt is durable.
         for (item, change), answer in zip(changes, answers, strict=True):
             match answer:
+                case Moved():
+                    continue
                 case Refusal():
                     item.answer = answer
                 case Written(known=known):
@@ -200,7 +226,8 @@ class Ingest:
         changes: list[tuple[Item, Change]] = []
         changed: set[NodeId] = set()
         with reading(self._engine) as connection:
-            heads = self._heads.load(connection, [o.upload.segment.name for o in group], self._clock())
+            now_us = self._clock()
+            heads = self._heads.load(connection, [o.upload.segment.name for o in group], now_us)
             for item, upload in ((o.item, o.upload) for o in group):
                 name = upload.segment.name
                 if name.node_id in changed:
@@ -209,6 +236,10 @@ class Ingest:
                     )
                     continue
                 decided = _decide_one(connection, upload, heads[name.origin])
+                if not (isinstance(decided, Change) and isinstance(decided.decision, Accepted)):
+                    # What is cached may be behind another replica, and this is not looked at again under the lock.
+                    stored = self._heads.load(connection, [name], now_us, stored=True)
+                    decided = _decide_one(connection, upload, stored[name.origin])
                 if isinstance(decided, Change):
                     changes.append((item, decided))
                     changed.add(name.node_id)
@@ -225,12 +256,17 @@ class Ingest:
             return
         self._published_at = now
         try:
-            with writing(self._engine) as connection:
-                translog.publish(connection, self._keys.log)
+            now_us = self._clock()
+            with reading(self._engine) as connection:
+                due = translog.publish_after(connection, now_us, self._limits.publish_interval_ms * 1_000)
+            if due or (force and due is not None):
+                with writing(self._engine) as connection:
+                    translog.publish(connection, self._keys.log, now_us)
+                due = None
         except (DBAPIError, OutcomeUnknown) as error:
             log.error("the verifier's log could not be published: %s", error)
         else:
-            self._publish_due = False
+            self._publish_due = due is not None
 
 
 def _decide_one(connection: Connection, upload: Upload, against: Known | Expected | None) -> Change | Answer:

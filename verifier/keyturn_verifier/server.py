@@ -25,7 +25,7 @@ def serve(settings: config.Config, host: str, port: int, port_file: Path | None,
 
     :raises VerifierError: the state directory is served already, or the address is taken.
     """
-    with state.serving(settings.state):
+    with state.serving(settings):
         keys = keyfiles.load(settings.state, settings.deployment)
         engine = state.open_database(settings, migrating=True)
         try:

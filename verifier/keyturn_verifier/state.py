@@ -1,11 +1,11 @@
 """The state directory: made whole or not at all.
 
-verifier.toml    configuration
+verifier.toml    configuration; the database's URL, unless it is inside of this directory
 log.key          signs checkpoints of the verifier's log; nothing else
 receipt.key      signs receipts; nothing else
 trust.json       both public keys, to hand out by a way that isn't this server
 verifier.db      the database, unless --db names another one
-serve.lock       held by the one serving process
+serve.lock       held by the one process that serves a SQLite file
 """
 
 import fcntl
@@ -17,16 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Connection, Engine, inspect, make_url
 
+from keyturn_protocol.bundle import parse_trust
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.ids import Deployment
-from keyturn_protocol.leaves import InitBody
+from keyturn_protocol.leaves import Init, InitBody, parse_leaf
 from keyturn_verifier import config, keyfiles, translog
 from keyturn_verifier.clock import Clock
-from keyturn_verifier.db.engine import open_engine, writing
-from keyturn_verifier.db.schema import check, migrate
-from keyturn_verifier.errors import VerifierError
+from keyturn_verifier.db.engine import is_postgres, open_engine, parse_url, reading, writing
+from keyturn_verifier.db.schema import check, migrate, upgrade
+from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 
 TRUST: Final = "trust.json"
 LOCK: Final = "serve.lock"
@@ -42,42 +43,85 @@ def create(state: Path, name: Deployment, db: str | None, clock: Clock) -> Path:
     """
     if state.exists() and (not state.is_dir() or any(state.iterdir())):
         raise VerifierError(f"{state} is there already", hint="one state directory is one verifier, made once")
-    target = None if db is None else _database_file(db)
+    on_server = db is not None and parse_url(db).get_backend_name() == "postgresql"
+    target = None if db is None or on_server else _database_file(db)
     state.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".keyturn-init-", dir=state.parent))  # mode 0700
-    placed = False
     try:
         keys = keyfiles.generate(name)
         keyfiles.write(made, keys)
         _write(made / config.FILE, config.format_config(name, db).encode())
+        (made / config.FILE).chmod(0o600)  # the URL may hold a password
         _write(made / TRUST, encode_record(keys.trust(name)))
-        _fill(made / config.DATABASE, name, keys, clock)
-        if target is not None:
-            (made / config.DATABASE).rename(target)
-            placed = True
-        _sync(made)
-        made.rename(state)  # after the next line, all of it survives
-        _sync(state.parent)
+        if db is not None and on_server:
+            _create_on_server(db, name, keys, clock, made, state)
+        else:
+            _create_file(name, keys, clock, made, state, target)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
-        if target is not None and placed:
-            target.unlink(missing_ok=True)
         raise
     return state / TRUST
 
 
-def _fill(path: Path, name: Deployment, keys: keyfiles.Keys, clock: Clock) -> None:
+def _create_file(
+    name: Deployment, keys: keyfiles.Keys, clock: Clock, made: Path, state: Path, target: Path | None
+) -> None:
+    """Fill a database file and move it, then the folder, into place."""
+    path = made / config.DATABASE
     engine = open_engine(f"sqlite:///{path}")
+    placed = False
     try:
-        migrate(engine)
-        trust = keys.trust(name)
-        body = InitBody(deployment=name, log_vkey=trust.log_vkey, receipt_vkey=trust.receipt_vkey)
         with writing(engine) as connection:
-            translog.create(connection, body, clock())
-            translog.publish(connection, keys.log)
+            _fill(connection, name, keys, clock)
     finally:
         engine.dispose()
     path.chmod(0o600)
+    try:
+        if target is not None:
+            path.rename(target)
+            placed = True
+        _place(made, state)
+    except BaseException:
+        if target is not None and placed:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _create_on_server(db: str, name: Deployment, keys: keyfiles.Keys, clock: Clock, made: Path, state: Path) -> None:
+    """Fill a database on a server. The keys are in place before the COMMIT: they are of no use without it, and it
+    would be of none without them.
+    """
+    engine = open_engine(db)
+    try:
+        with writing(engine) as connection:
+            if inspect(connection).get_table_names():
+                raise VerifierError("the database is not empty", hint="one database is one verifier, made once")
+            _fill(connection, name, keys, clock)
+            _place(made, state)
+    except OutcomeUnknown:
+        raise
+    except BaseException:
+        # Nothing was committed, so these keys have signed nothing that is kept.
+        if not made.exists():
+            shutil.rmtree(state, ignore_errors=True)
+        raise
+    finally:
+        engine.dispose()
+
+
+def _place(made: Path, state: Path) -> None:
+    _sync(made)
+    made.rename(state)  # after the next line, all of it survives
+    _sync(state.parent)
+
+
+def _fill(connection: Connection, name: Deployment, keys: keyfiles.Keys, clock: Clock) -> None:
+    upgrade(connection)
+    trust = keys.trust(name)
+    body = InitBody(deployment=name, log_vkey=trust.log_vkey, receipt_vkey=trust.receipt_vkey)
+    now_us = clock()
+    translog.create(connection, body, now_us)
+    translog.publish(connection, keys.log, now_us)
 
 
 def _database_file(db: str) -> Path:
@@ -112,30 +156,53 @@ def open_database(settings: config.Config, *, migrating: bool = False) -> Engine
     """An engine for the verifier's database, at the schema of this version.
 
     :param migrating: bring an older database to it; otherwise it is refused.
-    :raises VerifierError: there is no such database; nothing is made in its place.
+    :raises VerifierError: there is no such database, nothing is made in its place; or it is another verifier's.
     """
     engine = open_engine(settings.db)
-    path = make_url(settings.db).database
-    if path is None or not Path(path).is_file():
+    path = None if is_postgres(engine) else engine.url.database
+    if path is not None and not Path(path).is_file():
         raise VerifierError(f"the database {path} is not there")
     if migrating:
         migrate(engine)
     else:
         check(engine)
+    with reading(engine) as connection:
+        _is_ours(connection, settings)
     return engine
 
 
+def _is_ours(connection: Connection, settings: config.Config) -> None:
+    """That the keys beside the configuration are those that the database began with."""
+    trust = parse_trust((settings.state / TRUST).read_bytes())
+    first = translog.leaves(connection, 0, 1)
+    leaf = parse_leaf(first[0]) if first else None
+    if not isinstance(leaf, Init) or (leaf.body.log_vkey, leaf.body.receipt_vkey) != (
+        trust.log_vkey,
+        trust.receipt_vkey,
+    ):
+        raise VerifierError(
+            f"the database is not the one of {settings.state}: it began with other keys",
+            hint="every replica has the same keys, verifier.toml and trust.json",
+        )
+
+
 @contextmanager
-def serving(state: Path) -> Iterator[None]:
-    """Hold the lock of the one serving process; it goes with the process, however that ends.
+def serving(settings: config.Config) -> Iterator[None]:
+    """Hold the lock of the one serving process of a SQLite file; it goes with the process, however that ends.
+
+    On PostgreSQL nothing is held: any number of replicas serve one database, also out of one folder.
 
     :raises VerifierError: another process holds it.
     """
-    with (state / LOCK).open("ab") as lock:
+    if parse_url(settings.db).get_backend_name() == "postgresql":
+        yield
+        return
+    with (settings.state / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise VerifierError(
-                f"another process serves {state}", hint="SQLite has one serving process; stop the other one first"
+                f"another process serves {settings.state}",
+                hint="SQLite has one serving process; stop the other one first",
             ) from None
         yield

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.leaves import LeafBody, format_leaf
 from keyturn_protocol.merkle import Frontier, leaf_hash, root_of
 from keyturn_protocol.tiles import ENTRIES, MAX_LEVEL, TILE_HEIGHT, TILE_WIDTH, Tile, encode_bundle, encode_hashes
+from keyturn_verifier.db.statements import many_leaves
 from keyturn_verifier.db.tables import tree_checkpoint, tree_head, tree_leaf, tree_node
 from keyturn_verifier.keyfiles import SigningKey
 
 _HEAD: Final = 1
 """The id of the one row of ``tree_head``."""
+_COLUMNS: Final = (tree_head.c.size, tree_head.c.frontier, tree_head.c.time_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +43,39 @@ def create(connection: Connection, body: LeafBody, now_us: int) -> None:
 
 
 def head(connection: Connection) -> Head:
-    """The newest state; in a write transaction it can't move until the end."""
-    row = connection.execute(
-        select(tree_head.c.size, tree_head.c.frontier, tree_head.c.time_us)
-        .where(tree_head.c.id == _HEAD)
-        .with_for_update()
-    ).one()
+    """The newest committed state. Another transaction may move it at once, unless :func:`lock` was called."""
+    return _head(connection, select(*_COLUMNS).where(tree_head.c.id == _HEAD))
+
+
+def lock(connection: Connection) -> Head:
+    """The newest state, which can't move until the transaction ends: the last lock that any transaction takes."""
+    return _head(connection, select(*_COLUMNS).where(tree_head.c.id == _HEAD).with_for_update())
+
+
+def _head(connection: Connection, query: Select[tuple[int, bytes, int]]) -> Head:
+    row = connection.execute(query).one()
     return Head(Frontier.from_bytes(row.size, row.frontier), row.time_us)
 
 
+def newest_us(connection: Connection) -> int:
+    """The time of the newest committed leaf, without waiting for anybody."""
+    return int(connection.execute(select(tree_head.c.time_us).where(tree_head.c.id == _HEAD)).scalar_one())
+
+
 def append(connection: Connection, bodies: Sequence[LeafBody], now_us: int) -> Head:
-    """Append leaves with the next indices; call it last.
+    """Append leaves with the next indices; call it last, since everybody waits for this lock until the commit.
 
     :param now_us: the leaves' time; raised to the newest leaf's, since times never go back.
     """
-    old = head(connection)
+    old = lock(connection) if bodies else head(connection)
     if not bodies:
         return old
     time_us = max(now_us, old.time_us)
     leaves = [format_leaf(old.size + i, time_us, body) for i, body in enumerate(bodies)]
     hashes = [leaf_hash(leaf) for leaf in leaves]
     new = Head(old.frontier.extend(hashes), time_us)
-    connection.execute(
-        insert(tree_leaf),
-        [
-            {"index": old.size + i, "hash": digest, "data": leaf}
-            for i, (digest, leaf) in enumerate(zip(hashes, leaves, strict=True))
-        ],
-    )
+    rows = [(old.size + i, digest, leaf) for i, (digest, leaf) in enumerate(zip(hashes, leaves, strict=True))]
+    many_leaves(connection.engine).run(connection, rows)
     _complete_tiles(connection, old.size, new.size)
     connection.execute(
         update(tree_head)
@@ -111,20 +118,33 @@ def leaves(connection: Connection, start: int, count: int) -> list[bytes]:
     return list(connection.execute(query).scalars())
 
 
-def publish(connection: Connection, key: SigningKey) -> bytes:
+def publish(connection: Connection, key: SigningKey, now_us: int) -> bytes:
     """Sign the newest state unless its size is signed already; in a write transaction. Returns the note.
 
     The leaves are committed before, or with, the checkpoint that covers them. Ed25519 is deterministic, so even a
     signature that was made twice is the same bytes.
     """
-    newest = head(connection)
+    newest = lock(connection)
     note = connection.execute(select(tree_checkpoint.c.note).where(tree_checkpoint.c.size == newest.size)).scalar()
     if note is not None:
         return bytes(note)
     checkpoint = Checkpoint(key.public.name, newest.size, newest.frontier.root())
     signed = checkpoint.signed(key.public, key.sign(checkpoint.to_text())).to_bytes()
-    connection.execute(insert(tree_checkpoint).values(size=newest.size, note=signed))
+    connection.execute(insert(tree_checkpoint).values(size=newest.size, note=signed, time_us=now_us))
     return signed
+
+
+def publish_after(connection: Connection, now_us: int, interval_us: int) -> bool | None:
+    """Whether to publish now: None if everything is published, False if any replica did so within the interval."""
+    size = connection.execute(select(tree_head.c.size).where(tree_head.c.id == _HEAD)).scalar_one()
+    query = select(tree_checkpoint.c.size, tree_checkpoint.c.time_us).order_by(tree_checkpoint.c.size.desc()).limit(1)
+    newest = connection.execute(query).one_or_none()
+    if newest is None:
+        return True
+    if newest.size == size:
+        return None
+    # A replica whose clock runs ahead must not keep the others waiting.
+    return not 0 <= now_us - newest.time_us < interval_us
 
 
 def published_size(connection: Connection) -> int:

@@ -1,7 +1,12 @@
 """The one write transaction of ingest: a batch of decided segments, all or nothing.
 
-Lock order, the same everywhere: (a) logs by id, (b) tokens, segments, usage, heads, evidence, findings,
-(c) last, the verifier's log. On SQLite ``BEGIN IMMEDIATE`` takes the only lock there is before (a).
+Lock order, the same everywhere, so that no two transactions wait for each other:
+
+(a) logs by id; a change whose log has moved since it was decided is left out, and decided again;
+(b) tokens by id, new logs by origin, evidence, heads, segments, usage by key, findings: all under (a), or nobody's;
+(c) last, the verifier's log, where all replicas meet until the commit.
+
+On SQLite ``BEGIN IMMEDIATE`` takes the only lock there is before (a).
 """
 
 from collections.abc import Sequence
@@ -9,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from sqlalchemy import Connection, Engine, insert
+from sqlalchemy.dialects import postgresql, sqlite
 
 from keyturn_protocol.canonical import encode, encode_record
 from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
@@ -17,10 +23,11 @@ from keyturn_protocol.leaves import EnrolmentBody, LeafBody, LogFrozenBody, Node
 from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
 from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
-from keyturn_verifier.db.engine import writing
+from keyturn_verifier.db.engine import is_postgres, writing
+from keyturn_verifier.db.locks import lock_logs
 from keyturn_verifier.db.statements import Statements
 from keyturn_verifier.db.tables import evidence, log
-from keyturn_verifier.enrolment import Joining, use_token
+from keyturn_verifier.enrolment import Joining, lock_tokens, token_refusal, use_token
 from keyturn_verifier.errors import StaleHead
 from keyturn_verifier.heads import Expected, Known, head_values
 from keyturn_verifier.keyfiles import SigningKey
@@ -44,12 +51,18 @@ class Written:
     known: Known
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Nothing was written for a change: its log is not where it was decided. Decide again."""
+
+
 @dataclass(slots=True)
 class _Rows:
     """What a batch adds, gathered so that each table is written once."""
 
     moved: list[tuple[object, ...]]
     segments: list[tuple[object, ...]]
+    bodies: list[tuple[object, ...]]
     usage: list[tuple[object, ...]]
     gaps: list[tuple[object, ...]]
     inventories: list[tuple[object, ...]]
@@ -67,31 +80,33 @@ class Committer:
         self._clock = clock
         self._statements = Statements(engine)
 
-    def commit(self, changes: Sequence[Change]) -> list[Written | Refusal]:
+    def commit(self, changes: Sequence[Change]) -> list[Written | Moved | Refusal]:
         """Write ``changes``, at most one a node, in one transaction; the answers in the same order.
 
         When this returns, every receipt in it is durable and may be released.
 
-        :raises StaleHead: a log is not where a change expects it; nothing was written.
         :raises OutcomeUnknown: COMMIT failed; the batch may or may not be there.
         """
         with writing(self._engine) as connection:
-            # No leaf and no receipt is older than the one before it, whatever the wall clock does.
-            now_us = max(self._clock(), translog.head(connection).time_us)
-            rows = _Rows([], [], [], [], [], [], [], [])
-            answers = [self._one(connection, change, rows, now_us) for change in _by_log(changes)]
+            locked = lock_logs(connection, [change.against for change in changes])
+            # No receipt is older than the one before it of its log, whatever the wall clock does: that one's leaf is
+            # committed and seen here, under the log's lock. Nor is it newer than its own leaf: see `append`.
+            now_us = max(self._clock(), translog.newest_us(connection))
+            rows = _Rows([], [], [], [], [], [], [], [], [])
+            held = [change for change in changes if locked.holds(change.against)]
+            lock_tokens(connection, [t.token_id for change in held if (t := _joining(change)) is not None])
+            answers = {id(change): self._one(connection, change, rows, now_us) for change in _by_log(held)}
             self._write(connection, rows)
             translog.append(connection, rows.leaves, now_us)
-        order = {id(change): answer for change, answer in zip(_by_log(changes), answers, strict=True)}
-        return [order[id(change)] for change in changes]
+        return [answers.get(id(change), Moved()) for change in changes]
 
-    def _one(self, connection: Connection, change: Change, rows: _Rows, now_us: int) -> Written | Refusal:
+    def _one(self, connection: Connection, change: Change, rows: _Rows, now_us: int) -> Written | Moved | Refusal:
         """Open the log if need be, and gather what the change adds."""
         against = change.against
         findings: list[Finding] = []
         if isinstance(against, Expected):
             opened = self._open(connection, against, change, rows, now_us, findings)
-            if isinstance(opened, Refusal):
+            if isinstance(opened, Refusal | Moved):
                 return opened
             log_id = opened
         else:
@@ -126,28 +141,31 @@ class Committer:
         rows: _Rows,
         now_us: int,
         findings: list[Finding],
-    ) -> int | Refusal:
+    ) -> int | Moved | Refusal:
         """Enrol a log: use up its token, or follow the node's earlier log."""
         name, opening = against.head.name, against.opening
         if isinstance(opening, Joining):
-            refusal = use_token(connection, name, opening, now_us)
+            refusal = token_refusal(connection, opening, now_us)
             if refusal is not None:
                 return refusal
         genesis = change.decision.genesis if isinstance(change.decision, Accepted) else None
-        key = connection.execute(
-            insert(log).values(
-                origin=name.origin,
-                node_id=name.node_id,
-                incarnation=name.incarnation,
-                public_key=against.head.public_key,
-                organisation=opening.organisation,
-                site=opening.site,
-                opened_us=now_us,
-                **head_values(against.head),
-            )
-        ).inserted_primary_key
-        if key is None:
-            raise StaleHead(name.origin)
+        make = postgresql.insert if is_postgres(connection) else sqlite.insert
+        row = make(log).values(
+            origin=name.origin,
+            node_id=name.node_id,
+            incarnation=name.incarnation,
+            public_key=against.head.public_key,
+            organisation=opening.organisation,
+            site=opening.site,
+            opened_us=now_us,
+            **head_values(against.head),
+        )
+        # Waits for another replica that is opening the same log, and then finds it there.
+        log_id = connection.execute(row.on_conflict_do_nothing().returning(log.c.id)).scalar()
+        if log_id is None:
+            return Moved()
+        if isinstance(opening, Joining):
+            use_token(connection, name, opening)
         rows.leaves.append(
             EnrolmentBody(
                 origin=name.origin,
@@ -161,7 +179,7 @@ class Committer:
         )
         if genesis is not None and not isinstance(opening, Joining):
             findings += at_genesis(name.origin, genesis, name.incarnation, (opening.incarnation, opening.size))
-        return int(key[0])
+        return int(log_id)
 
     def _accepted(self, log_id: int, upload: Upload, accepted: Accepted, rows: _Rows, now_us: int) -> Head:
         """Sign the receipt, inside the transaction that makes it true."""
@@ -170,7 +188,8 @@ class Committer:
         signature = self._key.sign(ed25519_message(segment.note.text, receipt_s))
         receipt = cosignature_line(self._key.public, Cosignature(receipt_s, signature)).to_bytes()
         frontier = accepted.head.frontier.to_bytes()
-        rows.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt, upload.frame))
+        rows.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt))
+        rows.bodies.append((log_id, segment.start, receipt_s, upload.frame))
         rows.usage += [(log_id, *key[1:], *values) for key, values in accepted.rows.items()]
         rows.gaps += [(log_id, g.chip, g.from_us, g.to_us, g.inventory_seq, g.cause) for g in accepted.gaps]
         rows.inventories += [(log_id, e.seq, encode(e.body.chips)) for e in accepted.inventories]
@@ -211,13 +230,19 @@ class Committer:
     def _write(self, connection: Connection, rows: _Rows) -> None:
         run = self._statements
         if run.move.run(connection, rows.moved) != len(rows.moved):
-            raise StaleHead("a log moved between the decision and the transaction")
+            raise StaleHead("a log moved under its lock")
         run.segments.run(connection, rows.segments)
+        run.bodies.run(connection, rows.bodies)
         run.usage.run(connection, sorted(rows.usage, key=lambda row: row[:6]))
         run.gaps.run(connection, rows.gaps)
         run.inventories.run(connection, rows.inventories)
         run.started.run(connection, rows.started)
         run.findings.run(connection, rows.findings)
+
+
+def _joining(change: Change) -> Joining | None:
+    against = change.against
+    return against.opening if isinstance(against, Expected) and isinstance(against.opening, Joining) else None
 
 
 def _by_log(changes: Sequence[Change]) -> list[Change]:

@@ -6,7 +6,7 @@ from keyturn_protocol.ids import Hash
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.receive import History, StoredSegment
 from keyturn_protocol.segment import parse_segment
-from keyturn_verifier.db.tables import segment
+from keyturn_verifier.db.tables import segment, segment_body
 from keyturn_verifier.upload import decompress
 
 
@@ -34,7 +34,7 @@ def history(connection: Connection, log_id: int | None) -> History:
             return Frontier.from_bytes(at.end, at.frontier).root()
         before = Frontier.from_bytes(rows[1].end, rows[1].frontier) if len(rows) == 2 else Frontier()
         body = connection.execute(
-            select(segment.c.body).where(segment.c.log_id == log_id, segment.c.start == at.start)
+            select(segment_body.c.body).where(segment_body.c.log_id == log_id, segment_body.c.start == at.start)
         ).scalar_one()
         hashes = parse_segment(decompress(body)).leaf_hashes()
         return before.extend(hashes[: size - at.start]).root()

@@ -7,20 +7,30 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.engine import is_postgres, reading, writing
 from keyturn_verifier.errors import VerifierError
 
+MIGRATION_LOCK: Final = 0x6B65797475726E01
+"""The advisory lock of whoever changes tables on PostgreSQL: "keyturn" and a one."""
 _SCRIPTS: Final = Path(__file__).with_name("migrations")
 
 
 def migrate(engine: Engine) -> None:
     """Run the migrations that ``engine``'s database lacks, in one transaction; none is the usual case."""
-    config = _config()
     with writing(engine) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        if is_postgres(engine):
+            # One replica migrates, the others wait here and then find it done.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+        upgrade(connection)
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the migrations that a database lacks, inside of a transaction."""
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def check(engine: Engine) -> None:

@@ -1,25 +1,45 @@
 """The statements that run for every segment, compiled once."""
 
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Engine, Table, bindparam, case, func, insert, literal_column, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Engine,
+    Table,
+    TableClause,
+    bindparam,
+    case,
+    column,
+    func,
+    insert,
+    literal_column,
+    select,
+    table,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keyturn_protocol.entries import FIELDS, MAX_FIELDS
 from keyturn_protocol.limits import MAX_INT
-from keyturn_verifier.db.engine import Many
+from keyturn_verifier.db.bulk import Copy, Each, Many, Through
+from keyturn_verifier.db.engine import is_postgres
 from keyturn_verifier.db.tables import (
     finding,
     inventory,
     log,
     segment,
+    segment_body,
+    tree_leaf,
     usage_gap,
     usage_hour,
     workload_started,
 )
 
-_USAGE_KEY = ("log_id", "chip", "hour_s", "workload", "inventory_seq", "basis")
-_SUMMED = ("time_us", "samples", *(f for f in FIELDS if f not in MAX_FIELDS))
+_USAGE_KEY: Final = ("log_id", "chip", "hour_s", "workload", "inventory_seq", "basis")
+_SUMMED: Final = ("time_us", "samples", *(f for f in FIELDS if f not in MAX_FIELDS))
+_MOVED: Final = ("size", "frontier", "chain", "fold", "note", "receipt", "frozen", "receipt_s", "listed_us")
 
 
 class Statements:
@@ -27,7 +47,8 @@ class Statements:
 
     def __init__(self, engine: Engine) -> None:
         self.move = _move(engine)
-        self.segments = _insert(engine, segment, "log_id", "start", "end", "sha256", "frontier", "receipt", "body")
+        self.segments = _insert(engine, segment, "log_id", "start", "end", "sha256", "frontier", "receipt")
+        self.bodies = _insert(engine, segment_body, "log_id", "start", "receipt_s", "body")
         self.usage = _usage(engine)
         self.gaps = _insert(engine, usage_gap, "log_id", "chip", "from_us", "to_us", "inventory_seq", "cause")
         self.inventories = _insert(engine, inventory, "log_id", "seq", "chips")
@@ -35,24 +56,37 @@ class Statements:
         self.findings = _insert(engine, finding, "log_id", "code", "severity", "seq", "from_us", "to_us", "detail")
 
 
-def _insert(engine: Engine, table: Table, *names: str) -> Many:
-    return Many(engine, insert(table).values({name: bindparam(name) for name in names}), names)
+@cache
+def many_leaves(engine: Engine) -> Many:
+    """Leaves of the verifier's log: index, hash, data."""
+    return _insert(engine, tree_leaf, "index", "hash", "data")
+
+
+def _insert(engine: Engine, into: Table, *names: str) -> Many:
+    if is_postgres(engine):
+        return Copy(into, names)
+    return Each(engine, insert(into).values({name: bindparam(name) for name in names}), names)
 
 
 def _move(engine: Engine) -> Many:
     """Compare and swap: a head moves only from the size that was decided against, and never once frozen."""
-    names = ("size", "frontier", "chain", "fold", "note", "receipt", "frozen", "receipt_s", "listed_us")
-    values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+    names = [*(f"new_{name}" for name in _MOVED), "log", "old_size"]
+    moved = table("batch_move", *(column(name) for name in names))
+    new: dict[str, Any] = {name: moved.c[name] if is_postgres(engine) else bindparam(name) for name in names}
+    values = {name: new[f"new_{name}"] for name in _MOVED}
     # A log that is being frozen keeps the time of its last receipt.
     values["receipt_s"] = func.coalesce(values["receipt_s"], log.c.receipt_s)
     # The first inventory's time stays.
     values["listed_us"] = func.coalesce(log.c.listed_us, values["listed_us"])
     statement = (
         update(log)
-        .where(log.c.id == bindparam("log"), log.c.size == bindparam("old_size"), log.c.frozen.is_(None))
+        .where(log.c.id == new["log"], log.c.size == new["old_size"], log.c.frozen.is_(None))
         .values({log.c[name]: value for name, value in values.items()})
     )
-    return Many(engine, statement, [*(f"new_{name}" for name in names), "log", "old_size"])
+    if not is_postgres(engine):
+        return Each(engine, statement, names)
+    like = [*((f"new_{name}", name) for name in _MOVED), ("log", "id"), ("old_size", "size")]
+    return Through(log, moved.name, like, _sql(engine, statement))
 
 
 def _usage(engine: Engine) -> Many:
@@ -61,8 +95,13 @@ def _usage(engine: Engine) -> Many:
     Written with CASE, so that NULL stays NULL on every database: ``NULL > x`` is not true, and ``NULL + x`` is NULL.
     """
     names = (*_USAGE_KEY, "time_us", "samples", *FIELDS)
-    make = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-    statement = make(usage_hour).values({name: bindparam(name) for name in names})
+    batch = table("batch_usage", *(column(name) for name in names))
+    make = postgresql.insert if is_postgres(engine) else sqlite.insert
+    statement = make(usage_hour)
+    if is_postgres(engine):
+        statement = statement.from_select(names, _sorted(batch))
+    else:
+        statement = statement.values({name: bindparam(name) for name in names})
     new = statement.excluded
     cap: ColumnElement[int] = literal_column(str(MAX_INT), BigInteger)
     merged: dict[str, Any] = {}
@@ -71,4 +110,19 @@ def _usage(engine: Engine) -> Many:
         merged[name] = case((total > cap, cap), else_=total)
     for name in MAX_FIELDS:
         merged[name] = case((new[name] > usage_hour.c[name], new[name]), else_=usage_hour.c[name])
-    return Many(engine, statement.on_conflict_do_update(index_elements=_USAGE_KEY, set_=merged), names)
+    whole = statement.on_conflict_do_update(index_elements=_USAGE_KEY, set_=merged)
+    if is_postgres(engine):
+        return Through(usage_hour, batch.name, [(name, name) for name in names], _sql(engine, whole))
+    return Each(engine, whole, names)
+
+
+def _sorted(batch: TableClause) -> Any:
+    return select(*batch.c).order_by(*(batch.c[name] for name in _USAGE_KEY))
+
+
+def _sql(engine: Engine, statement: Any) -> str:
+    """The text of a statement without parameters."""
+    compiled = statement.compile(dialect=engine.dialect)
+    if compiled.params:
+        raise ValueError(f"statement binds {compiled.params}")
+    return str(compiled)

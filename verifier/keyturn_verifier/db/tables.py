@@ -77,15 +77,30 @@ class Segment(SQLModel, table=True):
     frontier: bytes
     """Of the tree of ``end`` entries."""
     receipt: bytes
+
+
+class SegmentBody(SQLModel, table=True):
+    """A segment's bytes, apart from what is kept for ever; on PostgreSQL a partition for each month of receipts."""
+
+    __tablename__ = "segment_body"
+    __table_args__ = ({"postgresql_partition_by": "RANGE (receipt_s)"},)
+
+    log_id: int = _big(primary_key=True, foreign_key="log.id")
+    start: int = _big(primary_key=True)
+    receipt_s: int = _big(primary_key=True)
+    """The receipt's time."""
     body: bytes
     """One zstd frame of the decoded bytes."""
 
 
 class UsageHour(SQLModel, table=True):
-    """Raw integer integrals; see :mod:`keyturn_protocol.usage`. A field in the basis is NULL."""
+    """Raw integer integrals; see :mod:`keyturn_protocol.usage`. A field in the basis is NULL.
+
+    On PostgreSQL a partition for each month of hours.
+    """
 
     __tablename__ = "usage_hour"
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    __table_args__ = ({"sqlite_with_rowid": False, "postgresql_partition_by": "RANGE (hour_s)"},)
 
     log_id: int = _big(primary_key=True, foreign_key="log.id")
     chip: str = Field(primary_key=True)
@@ -246,6 +261,8 @@ class TreeCheckpoint(SQLModel, table=True):
 
     size: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
     note: bytes
+    time_us: int = _big()
+    """When it was signed: any replica's next one waits for the interval."""
 
 
 def _table(model: type[SQLModel]) -> Table:
@@ -257,6 +274,7 @@ def _table(model: type[SQLModel]) -> Table:
 log = _table(Log)
 pending_log = _table(PendingLog)
 segment = _table(Segment)
+segment_body = _table(SegmentBody)
 usage_hour = _table(UsageHour)
 usage_gap = _table(UsageGap)
 inventory = _table(InventoryEntry)
