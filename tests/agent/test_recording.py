@@ -95,8 +95,9 @@ def test_a_duration_ends_within_a_loop() -> None:
 def test_a_label_gives_each_host_chips_of_its_own() -> None:
     recording = parse_recording(steady_recording(1))
     assert ReplaySource(recording, 0, label="h1").inventory().chips[0].uuid == "h1-GPU-0"
-    with pytest.raises(UsageError, match="--label"):
-        ReplaySource(recording, 0, label="two words")
+    for label in ("two words", ""):
+        with pytest.raises(UsageError, match="--label"):
+            ReplaySource(recording, 0, label=label)
 
 
 def test_a_source_that_goes_on_after_its_recording_reads_nothing() -> None:

@@ -127,6 +127,8 @@ def _growth(recording: Recording, chip: int) -> dict[str, int]:
 def _labelled(chips: list[Chip], label: str | None) -> list[Chip]:
     if label is None:
         return chips
+    if not label:
+        raise UsageError("bad_flag", "--label: must not be empty (got '')")
     try:
         return [
             msgspec.convert(
