@@ -24,6 +24,7 @@ from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.leaves import LogFrozenBody, NodeCheckpointBody
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.segment import ChainState, EntryError, Segment, follow, parse_segment, start_of, verify_head
+from keyturn_protocol.totals import Listed, Moment, listed_in
 from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, fold, merge
 
 
@@ -65,8 +66,10 @@ class LogResult:
     chips: Mapping[tuple[str, int, str], Chip]
     started: Mapping[tuple[str, str], Sequence[WorkloadStartedBody]]
     genesis: Genesis | None
-    listed_us: int | None
-    """Time of the first inventory."""
+    listed: Listed
+    """From which entry on this log owes a chip's time."""
+    receipt_s: int | None
+    """When the verifier received the last segment, as its receipt says."""
     findings: tuple[Finding, ...]
     contradictions: tuple[Contradiction, ...]
 
@@ -97,7 +100,8 @@ class _Log:
     chips: dict[tuple[str, int, str], Chip] = field(default_factory=dict)
     started: dict[tuple[str, str], list[WorkloadStartedBody]] = field(default_factory=dict)
     genesis: Genesis | None = None
-    listed_us: int | None = None
+    listed: dict[str, Moment] = field(default_factory=dict)
+    receipt_s: int | None = None
     findings: list[Finding] = field(default_factory=list)
     contradictions: list[Contradiction] = field(default_factory=list)
     roots: dict[int, Hash] = field(default_factory=dict)
@@ -125,7 +129,8 @@ def audit_log(reader: BundleReader, task: Task) -> LogResult:
         chips=log.chips,
         started=log.started,
         genesis=log.genesis,
-        listed_us=log.listed_us,
+        listed=log.listed,
+        receipt_s=log.receipt_s,
         findings=tuple(log.findings),
         contradictions=tuple(log.contradictions),
     )
@@ -178,11 +183,10 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
     log.roots[end] = frontier.root()
     merge(log.rows, folded.rows)
     log.gaps += folded.gaps
+    log.listed = {**listed_in(followed.entries), **log.listed}
     for entry in followed.entries:
         match entry:
             case Inventory():
-                if log.listed_us is None:
-                    log.listed_us = entry.time_us
                 log.chips |= {(log.name.origin, entry.seq, chip.uuid): chip for chip in entry.body.chips}
             case WorkloadStarted():
                 log.started.setdefault((log.name.origin, entry.body.id), []).append(entry.body)
@@ -205,6 +209,7 @@ def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, diges
             Contradiction(where, f"receipt of entries {segment.start} … {segment.end - 1}: {error}")
         )
         return
+    log.receipt_s = time_s
     if sha256(data).hexdigest() != log.task.files.get(where):
         log.contradictions.append(Contradiction(where, "file differs from its hash in the manifest"))
     body = NodeCheckpointBody(

@@ -12,7 +12,7 @@ from keyturn_protocol.ids import LogName, parse_origin
 from keyturn_protocol.keys import node_id_of, parse_vkey
 from keyturn_protocol.leaves import EnrolmentBody, LogFrozenBody
 from keyturn_protocol.segment import EntryError, Segment, follow, node_key, parse_segment, verify_head
-from keyturn_protocol.totals import LogEnd, missing_after
+from keyturn_protocol.totals import Listed, LogEnd, clock_findings, listed_from, missing_after
 from keyturn_protocol.usage import Gap
 
 
@@ -59,17 +59,15 @@ def between(manifest: Manifest, results: Sequence[LogResult]) -> tuple[list[Gap]
         nodes.setdefault(parse_origin(result.ref.origin).node_id, []).append(result)
     for logs in nodes.values():
         logs.sort(key=lambda r: parse_origin(r.ref.origin).incarnation)
+        listed: Listed = {}
+        for result in reversed(logs):
+            origin = parse_origin(result.ref.origin).origin
+            end = LogEnd(origin, result.chain, result.fold, result.receipt_s, listed)
+            gaps += missing_after(end, manifest.export.until_us)
+            found += clock_findings([end])
+            listed = listed_from(result.chain.source, result.listed, listed)
         for at, result in enumerate(logs):
             name = parse_origin(result.ref.origin)
-            listed_us = next((r.listed_us for r in logs[at + 1 :] if r.listed_us is not None), None)
-            end = LogEnd(
-                name.origin,
-                result.chain.source,
-                result.chain.time_us,
-                result.fold,
-                listed_us,
-            )
-            gaps += missing_after(end, manifest.export.until_us)
             if result.genesis is not None and name.incarnation > 1:
                 before = logs[at - 1] if at else None
                 known = None if before is None else (parse_origin(before.ref.origin).incarnation, before.size)

@@ -25,6 +25,8 @@ from keyturn_protocol.usage import Gap, UsageRow
 
 CLOCK_STEP_US: Final = 1_000_000
 """A smaller step is the ordinary work of time synchronisation."""
+CLOCK_AHEAD_US: Final = 60_000_000
+"""By less than this an entry may be later than its receipt: two clocks are never the same."""
 UNATTRIBUTED_BUSY_US: Final = 600_000_000
 """Ten busy minutes of an hour on one chip without a visible workload."""
 
@@ -56,6 +58,8 @@ class FindingCode(StrEnum):
     """The wall clock was set while the agent ran."""
     CLOCK_BACK = "clock_back"
     """The wall clock is earlier after a reboot: the time in between can't be known."""
+    CLOCK_AHEAD = "clock_ahead"
+    """A log ends later than it was received: silence is counted from the receipt."""
     RECOVERED = "recovered"
     """The agent dropped a torn tail after a crash."""
     DEGRADED = "degraded"
@@ -84,6 +88,7 @@ SEVERITY: Final[Mapping[FindingCode, Severity]] = {
     FindingCode.IMPLAUSIBLE: Severity.HIGH,
     FindingCode.CLOCK_STEP: Severity.LOW,
     FindingCode.CLOCK_BACK: Severity.HIGH,
+    FindingCode.CLOCK_AHEAD: Severity.HIGH,
     FindingCode.RECOVERED: Severity.LOW,
     FindingCode.DEGRADED: Severity.LOW,
     FindingCode.PAUSED: Severity.INFO,

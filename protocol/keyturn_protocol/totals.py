@@ -2,13 +2,29 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from msgspec import structs
 
 from keyturn_protocol.api import FlopInterval, WorkloadTotal
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import Chip, ShareClass, Source, WorkloadStartedBody
+from keyturn_protocol.entries import Chip, Entry, Inventory, Retired, ShareClass, Source, WorkloadStartedBody
+from keyturn_protocol.findings import CLOCK_AHEAD_US, Finding, FindingCode, finding
 from keyturn_protocol.flop import Interval, estimate, estimate_gap
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin
-from keyturn_protocol.usage import HOUR_S, SHARED, FoldState, Gap, UsageRow, silence
+from keyturn_protocol.segment import ChainState
+from keyturn_protocol.usage import (
+    HOUR_S,
+    SHARED,
+    Covered,
+    FoldState,
+    Gap,
+    UsageRow,
+    later,
+    owed,
+    silence,
+    silent,
+)
 
 Chips = Mapping[tuple[str, int, str], Chip]
 """(log, inventory_seq, uuid) → the chip as that inventory entry describes it."""
@@ -19,29 +35,109 @@ _NOTHING = Interval(0, 0, 0)
 _POOLS = (UNATTRIBUTED, GAP)
 
 
+HOST: Final = ""
+"""Stands for every chip of a host in :data:`Listed`."""
+
+
+class Moment(NamedTuple):
+    """When an entry was written, on the clocks of its host."""
+
+    boot_id: str
+    mono_us: int
+    time_us: int
+
+
+Listed = Mapping[str, Moment]
+"""Chip, or :data:`HOST` → the entry of a log from which on an earlier log of the node owes its time no more."""
+
+
+def listed_in(entries: Iterable[Entry]) -> dict[str, Moment]:
+    """The first entry that lists each chip, or retires it by name; :data:`HOST` if the whole host is retired."""
+    found: dict[str, Moment] = {}
+    for entry in entries:
+        match entry:
+            case Inventory(body=inventory):
+                chips = [chip.uuid for chip in inventory.chips]
+            case Retired(body=retired):
+                chips = [HOST] if retired.chips is None else retired.chips
+            case _:
+                continue
+        for chip in chips:
+            found.setdefault(chip, Moment(entry.boot_id, entry.mono_us, entry.time_us))
+    return found
+
+
+def listed_from(source: Source | None, own: Listed, later: Listed) -> Listed:
+    """What a node's log and the ones after it list, for the log before it: the nearest log counts.
+
+    A replay runs on a clock of its own and may list anything: it takes over nothing.
+    """
+    if source == "replay":
+        return later
+    return own if HOST in own else {**later, **own}
+
+
 @dataclass(frozen=True, slots=True)
 class LogEnd:
     """The newest known state of one log, for what is missing after it."""
 
     origin: Origin
-    source: Source | None
-    last_entry_us: int
+    chain: ChainState
     fold: FoldState
-    next_listed_us: int | None
-    """When the node's next incarnation first listed its chips; None until it has."""
+    receipt_s: int | None
+    """When the verifier received the newest entry, by its own clock."""
+    listed: Listed
+    """What later incarnations of the node list."""
 
 
 def missing_after(end: LogEnd, until_us: int) -> list[Gap]:
     """What is missing between a log's last usage entry and ``until_us``: silence widens bounds upwards.
 
-    A log that has a successor is silent up to its successor's first inventory, from which on that one owes the
-    time. A replayed log runs on a clock of its own, so that nothing is owed after its last entry.
+    A chip is silent up to the first entry by which a later incarnation lists or retires it: from there on that one
+    owes its time. A chip that no later log names stays silent. A replayed log runs on a clock of its own, so
+    that nothing is owed after its last entry.
     """
-    if end.source == "replay":
-        until_us = min(until_us, end.last_entry_us)
-    if end.next_listed_us is not None:
-        until_us = min(until_us, end.next_listed_us)
-    return silence(end.origin, end.fold, until_us)
+    if end.chain.source == "replay":
+        return silence(end.origin, end.fold, min(until_us, end.chain.time_us))
+    gaps = []
+    for chip in owed(end.fold):
+        at = end.listed.get(chip.chip, end.listed.get(HOST))
+        if ahead_us(end, chip.time_us):
+            # Nothing was measured after it was received, whatever the host's clock says.
+            chip = structs.replace(chip, time_us=_received_us(end))
+        to_us = until_us if at is None else min(until_us, _taken_over(end.chain, chip, at))
+        if chip.time_us < to_us:
+            gaps.append(silent(end.origin, chip, to_us))
+    return gaps
+
+
+def _taken_over(chain: ChainState, chip: Covered, at: Moment) -> int:
+    """When a later log took a chip over, as a UTC time after the chip's last."""
+    same = (at.boot_id, chain.boots) == (chain.boot_id, chip.boots)
+    return later(chip.time_us, at.mono_us - chip.mono_us if same else None, at.mono_us, at.time_us)
+
+
+def _received_us(end: LogEnd) -> int:
+    return 0 if end.receipt_s is None else (end.receipt_s + 1) * 1_000_000
+
+
+def ahead_us(end: LogEnd, time_us: int) -> int:
+    """By how much a time that a log claims is later than its receipt; 0 for what differing clocks explain."""
+    if end.chain.source == "replay" or end.receipt_s is None:
+        return 0
+    ahead = time_us - _received_us(end)
+    return ahead if ahead > CLOCK_AHEAD_US else 0
+
+
+def clock_findings(ends: Iterable[LogEnd]) -> list[Finding]:
+    """Logs that end in the future."""
+    found = []
+    for end in ends:
+        if ahead := ahead_us(end, end.chain.time_us):
+            detail = f"the newest entry claims to be {ahead} µs later than its receipt"
+            seq, at = max(end.chain.size - 1, 0), end.chain.time_us
+            found.append(finding(FindingCode.CLOCK_AHEAD, end.origin, detail, seq=seq, from_us=at, to_us=at))
+    return found
 
 
 @dataclass(slots=True)

@@ -1,7 +1,10 @@
 """Bad input, named: each gets a clear answer, and nothing is half-stored."""
 
 import json
+import socket
+import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
 from backports import zstd
@@ -348,3 +351,19 @@ def test_an_unexpected_error_says_nothing_of_itself(verifier: Verifier, monkeypa
     answer = refused(verifier, lambda: verifier.client.post(node.first()), 500, "internal")
     assert b"secret" not in answer.body
     assert b"ZeroDivision" not in answer.body
+
+
+@pytest.mark.parametrize("path", ["/v1/segments", "/v1/join"])
+def test_a_client_that_leaves_early_leaves_no_trace_in_the_log(
+    verifier: Verifier, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    address = urlsplit(verifier.client.url)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\n"
+    with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
+        connection.sendall(head.encode() + b"abc")
+        while not verifier.service.ingest.budget.used:
+            time.sleep(0.005)
+    while verifier.service.ingest.budget.used:
+        time.sleep(0.005)
+    assert verifier.client.get("/healthz").status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -9,10 +9,11 @@ from sqlalchemy import text
 
 from keyturn_protocol.api import FindingItem, NodeLog, Page, WorkloadTotal
 from keyturn_protocol.canonical import decode, encode
+from keyturn_protocol.entries import RetiredBody
 from keyturn_protocol.usage import UsageRow
-from keyturn_verifier import tokens
-from keyturn_verifier.db.engine import writing
-from tests.support.node import START_US, Client, Reply
+from keyturn_verifier import queries, tokens
+from keyturn_verifier.db.engine import reading, writing
+from tests.support.node import START_US, Client, Reply, chip
 from tests.support.verifier import DAY_US, Verifier
 
 LISTS = ["/v1/nodes", "/v1/workloads", "/v1/usage", "/v1/findings"]
@@ -111,6 +112,7 @@ def test_totals_have_intervals_and_count_silence(tmp_path: Path) -> None:
         node.inventory(2)
         node.started("slurm:1")
         node.usage(60)
+        now[0] = node.time_us
         verifier.client.post(node.segment())
         now[0] = node.time_us + 100_000_000
         totals = every(verifier.client, "/v1/workloads", verifier.reader_token(), WorkloadTotal, 1_000)
@@ -137,9 +139,11 @@ def test_between_incarnations_time_is_missing_up_to_the_next_inventory(tmp_path:
         node = verifier.enrolled(usage=6)
         after = node.next_incarnation()
         after.time_us += 50_000_000
+        after.mono_us += 50_000_000
         after.genesis(previous=node.previous())
         verifier.client.post(after.segment())
         after.time_us += 7_000_000
+        after.mono_us += 7_000_000
         after.inventory()
         verifier.client.post(after.segment())
         after.usage(1)
@@ -150,6 +154,93 @@ def test_between_incarnations_time_is_missing_up_to_the_next_inventory(tmp_path:
         node.origin: (node.time_us, node.time_us + 57_000_000),
         after.origin: (after.time_us, START_US + DAY_US),
     }
+
+
+def _missing(verifier: Verifier) -> dict[tuple[str, str], tuple[int, int]]:
+    """What verifier and auditor say is missing after the ends of logs, which is the same."""
+    with reading(verifier.engine) as connection:
+        gaps = queries.missing(connection, verifier.clock())
+    out = verifier.export(verifier.state.parent / f"bundle-{verifier.count('tree_leaf')}")
+    report = verifier.audit(out)
+    assert report.outcome == "pass"
+    inside = sum(total.gap_us for total in report.workloads if total.workload == "gap")
+    assert inside == sum(gap.to_us - gap.from_us for gap in gaps)
+    return {(gap.log, gap.chip): (gap.from_us, gap.to_us) for gap in gaps}
+
+
+def test_a_chip_that_no_later_incarnation_lists_stays_silent(tmp_path: Path) -> None:
+    now = START_US + DAY_US
+    with Verifier(tmp_path, clock=lambda: now) as verifier:
+        node = verifier.enrolled(chips=3, usage=6)
+        after = node.next_incarnation()
+        after.time_us += 50_000_000
+        after.mono_us += 50_000_000
+        taken = after.time_us
+        after.genesis(previous=node.previous())
+        after.inventory(1)
+        assert verifier.client.post(after.segment()).status == 200
+        assert _missing(verifier) == {
+            (node.origin, chip(0).uuid): (node.time_us, taken),
+            (node.origin, chip(1).uuid): (node.time_us, now),
+            (node.origin, chip(2).uuid): (node.time_us, now),
+            (after.origin, chip(0).uuid): (taken, now),
+        }
+        third = after.next_incarnation()
+        third.time_us += 9_000_000
+        third.mono_us += 9_000_000
+        third.genesis(previous=after.previous())
+        third.append(RetiredBody(chips=[chip(1).uuid], reason="sold"))
+        assert verifier.client.post(third.segment()).status == 200
+        assert _missing(verifier)[node.origin, chip(1).uuid] == (node.time_us, third.time_us)
+        third.time_us += 1
+        third.mono_us += 1
+        third.append(RetiredBody(chips=None, reason="scrapped"))
+        assert verifier.client.post(third.segment()).status == 200
+        missing = _missing(verifier)
+        assert missing[node.origin, chip(2).uuid] == (node.time_us, third.time_us)
+        assert missing[after.origin, chip(0).uuid] == (taken, third.time_us)
+
+
+def test_a_replay_takes_over_nothing(tmp_path: Path) -> None:
+    now = START_US + DAY_US
+    with Verifier(tmp_path, clock=lambda: now) as verifier:
+        node = verifier.enrolled(usage=6)
+        after = node.next_incarnation()
+        after.time_us = 1_000_000
+        after.genesis(source="replay", previous=node.previous())
+        after.inventory()
+        assert verifier.client.post(after.segment()).status == 200
+        assert _missing(verifier) == {(node.origin, chip(0).uuid): (node.time_us, now)}
+
+
+@pytest.mark.parametrize("boot", ["same", "new"])
+def test_a_clock_that_was_set_back_hides_no_time_between_incarnations(tmp_path: Path, boot: str) -> None:
+    now = START_US + DAY_US
+    with Verifier(tmp_path, clock=lambda: now) as verifier:
+        node = verifier.enrolled(usage=6)
+        after = node.next_incarnation()
+        if boot == "same":
+            after.mono_us += 7_200_000_000
+        else:
+            after.boot_id, after.mono_us = "0c6b8a1e-3f57-4d2a-9b1c-000000000000", 7_200_000_000
+        after.time_us -= 60_000_000
+        after.genesis(previous=node.previous())
+        after.inventory()
+        assert verifier.client.post(after.segment()).status == 200
+        assert _missing(verifier)[node.origin, chip(0).uuid] == (node.time_us, node.time_us + 7_200_000_000)
+
+
+def test_a_clock_that_is_ahead_hides_no_silence(tmp_path: Path) -> None:
+    now = [START_US + 1_000_000_000]
+    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+        node = verifier.joined()
+        node.time_us += DAY_US
+        verifier.client.post(node.first(usage=6))
+        received = (now[0] // 1_000_000 + 1) * 1_000_000
+        now[0] += DAY_US // 2
+        assert _missing(verifier) == {(node.origin, chip(0).uuid): (received, now[0])}
+        found = every(verifier.client, "/v1/findings", verifier.reader_token(), FindingItem, 100)
+    assert [f.origin for f in found if f.code == "clock_ahead"] == [node.origin]
 
 
 def test_gaps_are_cut_to_the_hours_that_are_asked_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from keyturn_protocol.api import PROBLEM_TYPE, STATUS, ProblemCode, problem
 from keyturn_protocol.canonical import encode_record
@@ -61,6 +62,9 @@ def refusal_of(error: BaseException) -> Refusal:
             return Refusal(ProblemCode.TOO_LARGE, str(error))
         case ProtocolError():
             return Refusal(ProblemCode.BAD_REQUEST, str(error))
+        case ClientDisconnect():
+            # Nobody reads this answer. As an error that nobody caught it would be a trace in the log for each.
+            return Refusal(ProblemCode.BAD_REQUEST, "the client left before the end of its request")
         case _:
             # uvicorn logs it, with its trace, when the framework raises it again after the answer.
             return Refusal(ProblemCode.INTERNAL, "an error of the verifier; its operator finds it in the server's log")
@@ -105,7 +109,7 @@ def install(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])[:200]
         return response(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
 
-    for kind in (Refusal, ProtocolError, DBAPIError, PoolTimeout, OutcomeUnknown, Exception):
+    for kind in (Refusal, ProtocolError, DBAPIError, PoolTimeout, OutcomeUnknown, ClientDisconnect, Exception):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -17,9 +17,9 @@ from keyturn_protocol.entries import FIELDS, Chip, WorkloadStartedBody
 from keyturn_protocol.findings import Finding, FindingCode, Severity, in_totals, ranked
 from keyturn_protocol.ids import GAP, LogName, Origin, parse_origin
 from keyturn_protocol.segment import ChainState, node_key
-from keyturn_protocol.totals import LogEnd, missing_after, summarise
+from keyturn_protocol.totals import Listed, LogEnd, Moment, clock_findings, listed_from, missing_after, summarise
 from keyturn_protocol.usage import FoldState, Gap, UsageRow
-from keyturn_verifier.db.tables import finding, inventory, log, usage_gap, usage_hour, workload_started
+from keyturn_verifier.db.tables import chip_listed, finding, inventory, log, usage_gap, usage_hour, workload_started
 from keyturn_verifier.heads import state_of
 
 RowCursor = tuple[int, str, int, str, int, int]
@@ -150,22 +150,27 @@ def stored_gaps(connection: Connection, names: dict[int, Origin]) -> list[Gap]:
     ]
 
 
-def missing(connection: Connection, until_us: int) -> list[Gap]:
-    """What is missing after the end of every log; never stored, since it grows by itself."""
-    query = select(log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.listed_us).order_by(
+def ends(connection: Connection) -> Iterator[LogEnd]:
+    """Where every log ends, and what later logs of its node list."""
+    by_log: dict[int, dict[str, Moment]] = {}
+    for row in connection.execute(select(chip_listed).order_by(chip_listed.c.start)):
+        by_log.setdefault(row.log_id, {}).setdefault(row.chip, Moment(row.boot_id, row.mono_us, row.time_us))
+    query = select(log.c.id, log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.receipt_s).order_by(
         log.c.node_id, log.c.incarnation.desc()
     )
-    gaps: list[Gap] = []
-    node, next_listed_us = None, None
+    node: str | None = None
+    listed: Listed = {}
     for row in connection.execute(query):
         if row.node_id != node:
-            node, next_listed_us = row.node_id, None
+            node, listed = row.node_id, {}
         chain: ChainState = parse(row.chain, ChainState)
-        fold: FoldState = parse(row.fold, FoldState)
-        end = LogEnd(Origin(row.origin), chain.source, chain.time_us, fold, next_listed_us)
-        gaps += missing_after(end, until_us)
-        next_listed_us = next_listed_us if row.listed_us is None else row.listed_us
-    return gaps
+        yield LogEnd(Origin(row.origin), chain, parse(row.fold, FoldState), row.receipt_s, listed)
+        listed = listed_from(chain.source, by_log.get(row.id, {}), listed)
+
+
+def missing(connection: Connection, until_us: int) -> list[Gap]:
+    """What is missing after the end of every log; never stored, since it grows by itself."""
+    return [gap for end in ends(connection) for gap in missing_after(end, until_us)]
 
 
 def chips(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str, int, str], Chip]:
@@ -206,7 +211,7 @@ def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> li
 def findings(connection: Connection, until_us: int, table: ChipTable) -> list[Finding]:
     """All findings, the most severe first."""
     names = origins(connection)
-    found = [*_stored_findings(connection, names)]
+    found = [*_stored_findings(connection, names), *clock_findings(ends(connection))]
     found += in_totals(
         usage_rows(connection, names),
         _gaps(connection, names, until_us),

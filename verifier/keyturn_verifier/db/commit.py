@@ -21,6 +21,7 @@ from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_
 from keyturn_protocol.findings import Finding, FindingCode, at_genesis, finding
 from keyturn_protocol.leaves import EnrolmentBody, LeafBody, LogFrozenBody, NodeCheckpointBody
 from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
+from keyturn_protocol.totals import listed_in
 from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db.engine import is_postgres, writing
@@ -66,6 +67,7 @@ class _Rows:
     usage: list[tuple[object, ...]]
     gaps: list[tuple[object, ...]]
     inventories: list[tuple[object, ...]]
+    listed: list[tuple[object, ...]]
     started: list[tuple[object, ...]]
     findings: list[tuple[object, ...]]
     leaves: list[LeafBody]
@@ -92,7 +94,7 @@ class Committer:
             # No receipt is older than the one before it of its log, whatever the wall clock does: that one's leaf is
             # committed and seen here, under the log's lock. Nor is it newer than its own leaf: see `append`.
             now_us = max(self._clock(), translog.newest_us(connection))
-            rows = _Rows([], [], [], [], [], [], [], [], [])
+            rows = _Rows([], [], [], [], [], [], [], [], [], [])
             held = [change for change in changes if locked.holds(change.against)]
             lock_tokens(connection, [t.token_id for change in held if (t := _joining(change)) is not None])
             answers = {id(change): self._one(connection, change, rows, now_us) for change in _by_log(held)}
@@ -127,9 +129,7 @@ class Committer:
                 assert_never(change.decision)
         values = head_values(head)
         receipt_s = now_us // 1_000_000 if isinstance(change.decision, Accepted) else None
-        listed = change.decision.inventories if isinstance(change.decision, Accepted) else []
-        listed_us = listed[0].time_us if listed else None
-        rows.moved.append((*values.values(), receipt_s, listed_us, log_id, against.head.size))
+        rows.moved.append((*values.values(), receipt_s, log_id, against.head.size))
         rows.findings += [(log_id, f.code, f.severity, f.seq, f.from_us, f.to_us, f.detail) for f in findings]
         return Written(Known(log_id, head))
 
@@ -193,6 +193,8 @@ class Committer:
         rows.usage += [(log_id, *key[1:], *values) for key, values in accepted.rows.items()]
         rows.gaps += [(log_id, g.chip, g.from_us, g.to_us, g.inventory_seq, g.cause) for g in accepted.gaps]
         rows.inventories += [(log_id, e.seq, encode(e.body.chips)) for e in accepted.inventories]
+        listed = listed_in(accepted.events)
+        rows.listed += [(log_id, chip, segment.start, *moment) for chip, moment in listed.items()]
         rows.started += [(log_id, e.seq, e.body.id, encode_record(e.body)) for e in accepted.workloads]
         rows.leaves.append(
             NodeCheckpointBody(
@@ -236,6 +238,7 @@ class Committer:
         run.usage.run(connection, sorted(rows.usage, key=lambda row: row[:6]))
         run.gaps.run(connection, rows.gaps)
         run.inventories.run(connection, rows.inventories)
+        run.listed.run(connection, rows.listed)
         run.started.run(connection, rows.started)
         run.findings.run(connection, rows.findings)
 

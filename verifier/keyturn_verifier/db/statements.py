@@ -26,6 +26,7 @@ from keyturn_protocol.limits import MAX_INT
 from keyturn_verifier.db.bulk import Copy, Each, Many, Through
 from keyturn_verifier.db.engine import is_postgres
 from keyturn_verifier.db.tables import (
+    chip_listed,
     finding,
     inventory,
     log,
@@ -39,7 +40,7 @@ from keyturn_verifier.db.tables import (
 
 _USAGE_KEY: Final = ("log_id", "chip", "hour_s", "workload", "inventory_seq", "basis")
 _SUMMED: Final = ("time_us", "samples", *(f for f in FIELDS if f not in MAX_FIELDS))
-_MOVED: Final = ("size", "frontier", "chain", "fold", "note", "receipt", "frozen", "receipt_s", "listed_us")
+_MOVED: Final = ("size", "frontier", "chain", "fold", "note", "receipt", "frozen", "receipt_s")
 
 
 class Statements:
@@ -52,6 +53,7 @@ class Statements:
         self.usage = _usage(engine)
         self.gaps = _insert(engine, usage_gap, "log_id", "chip", "from_us", "to_us", "inventory_seq", "cause")
         self.inventories = _insert(engine, inventory, "log_id", "seq", "chips")
+        self.listed = _insert(engine, chip_listed, "log_id", "chip", "start", "boot_id", "mono_us", "time_us")
         self.started = _insert(engine, workload_started, "log_id", "seq", "workload", "body")
         self.findings = _insert(engine, finding, "log_id", "code", "severity", "seq", "from_us", "to_us", "detail")
 
@@ -76,8 +78,6 @@ def _move(engine: Engine) -> Many:
     values = {name: new[f"new_{name}"] for name in _MOVED}
     # A log that is being frozen keeps the time of its last receipt.
     values["receipt_s"] = func.coalesce(values["receipt_s"], log.c.receipt_s)
-    # The first inventory's time stays.
-    values["listed_us"] = func.coalesce(log.c.listed_us, values["listed_us"])
     statement = (
         update(log)
         .where(log.c.id == new["log"], log.c.size == new["old_size"], log.c.frozen.is_(None))

@@ -48,9 +48,6 @@ class Log(SQLModel, table=True):
     receipt: bytes | None = None
     frozen: str | None = None
     receipt_s: int | None = _some()
-    listed_us: int | None = _some()
-    """Time of the first inventory entry: from then on this log owes its chips' time."""
-    """The genesis entry's time."""
 
 
 class PendingLog(SQLModel, table=True):
@@ -153,6 +150,22 @@ class InventoryEntry(SQLModel, table=True):
     log_id: int = _big(primary_key=True, foreign_key="log.id")
     seq: int = _big(primary_key=True)
     chips: bytes
+
+
+class ChipListed(SQLModel, table=True):
+    """The first entry of a segment that lists a chip or retires it. An empty ``chip`` is the whole host.
+
+    From the first one of a log on, an earlier log of its node owes the chip's time no more.
+    """
+
+    __tablename__ = "chip_listed"
+
+    log_id: int = _big(primary_key=True, foreign_key="log.id")
+    chip: str = Field(primary_key=True)
+    start: int = _big(primary_key=True)
+    boot_id: str
+    mono_us: int = _big()
+    time_us: int = _big()
 
 
 class StartedEntry(SQLModel, table=True):
@@ -278,6 +291,7 @@ segment_body = _table(SegmentBody)
 usage_hour = _table(UsageHour)
 usage_gap = _table(UsageGap)
 inventory = _table(InventoryEntry)
+chip_listed = _table(ChipListed)
 workload_started = _table(StartedEntry)
 finding = _table(StoredFinding)
 evidence = _table(Evidence)

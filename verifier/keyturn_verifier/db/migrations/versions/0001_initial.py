@@ -48,7 +48,6 @@ def upgrade() -> None:
         sa.Column("receipt", sa.LargeBinary(), nullable=True),
         sa.Column("frozen", sa.String(), nullable=True),
         sa.Column("receipt_s", sa.BigInteger(), nullable=True),
-        sa.Column("listed_us", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("node_id", "incarnation"),
         sa.UniqueConstraint("origin"),
@@ -128,6 +127,20 @@ def upgrade() -> None:
     with op.batch_alter_table("finding", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_finding_log_id"), ["log_id"], unique=False)
 
+    op.create_table(
+        "chip_listed",
+        sa.Column("log_id", sa.BigInteger(), nullable=False),
+        sa.Column("chip", sa.String(), nullable=False),
+        sa.Column("start", sa.BigInteger(), nullable=False),
+        sa.Column("boot_id", sa.String(), nullable=False),
+        sa.Column("mono_us", sa.BigInteger(), nullable=False),
+        sa.Column("time_us", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["log_id"],
+            ["log.id"],
+        ),
+        sa.PrimaryKeyConstraint("log_id", "chip", "start"),
+    )
     op.create_table(
         "inventory",
         sa.Column("log_id", sa.BigInteger(), nullable=False),
