@@ -47,8 +47,12 @@ def generator() -> ModuleType:
 
 
 def row_of(folder: str, chip: int = 0) -> UsageRow:
-    """One row of a whole recording: sample by sample, activity times clock times time, as the agent does it."""
-    samples = lines_of(folder)[1:]
+    """One row of a whole recording."""
+    return row_over(lines_of(folder)[1:], chip)
+
+
+def row_over(samples: list[Any], chip: int = 0) -> UsageRow:
+    """One row, sample by sample: activity times clock times time, as the agent does it."""
 
     def integral(term: Callable[[Reading], int | None], unit: int) -> int | None:
         total = 0
@@ -134,6 +138,28 @@ def test_executed_flop_of_the_trace_lies_in_both_intervals():
     holds(done, int(trace["executed_flop"]), best_within=0.08)
     in_samples = int(trace["executed_flop"]) * trace["covered_us"] // trace["elapsed_us"]
     holds(done, in_samples, best_within=0.08)
+
+
+def thinned(samples: list[Any], every: int) -> list[Any]:
+    """What a slower reader would have seen: activity averaged since its last sample, the clock of the moment."""
+    kept = [samples[0]]
+    for end in range(every, len(samples), every):
+        span = [sample["chips"][0] for sample in samples[end - every + 1 : end + 1]]
+        means = {name: sum(reading[name] for reading in span) // every for name in ("tensor_ppm", "sm_active_ppm")}
+        kept.append(samples[end] | {"chips": [span[-1] | means]})
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "every"),
+    [(0, 76, 1), (75, 150, 1), (50, 100, 1), (0, 150, 2), (0, 150, 10), (4, 150, 10), (0, 76, 10), (75, 150, 10)],
+)
+def test_executed_flop_of_parts_of_the_trace_lies_in_both_intervals(first: int, end: int, every: int):
+    """By rate: what was executed in a part is known as a share of the whole only."""
+    trace = truth_of("h100_pcie_training")["trace"]
+    row = row_over(thinned(lines_of("h100_pcie_training")[1:][first:end], every))
+    executed = int(trace["executed_flop"]) * row.time_us // trace["elapsed_us"]
+    holds(estimate(row, H100, "bf16", chip_table()), executed, best_within=0.08)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
