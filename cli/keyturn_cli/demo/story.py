@@ -114,6 +114,7 @@ class Story:
         self._expect(len(logs) == len(RECORDINGS), "three logs", f"{len(logs)}")
         self._expect(all(log.source == "replay" for log in logs), "logs marked as replay", "others")
         self.out.print(render.workloads(totals))
+        self.out.print()
         by_class = [t.class_ for t in totals if t.workload not in (GAP, UNATTRIBUTED)]
         self._expect(by_class.count("shared") == 2, "two workloads that share a GPU", f"{by_class.count('shared')}")
         self._truth(totals)
