@@ -17,10 +17,12 @@ from keyturn_protocol.canonical import Decimal, Hex32, Int, Positive, Ppm, Recor
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import LogName, Origin, parse_origin, workload_id
 from keyturn_protocol.keys import node_id_of, verify_ed25519
-from keyturn_protocol.limits import CHIPS_PER_HOST, ENTRY_BYTES, KEY_ROLL_V1, NOTE_BYTES, USAGE_SPAN_US
+from keyturn_protocol.limits import CHIPS_PER_HOST, ENTRY_BYTES, KEY_ROLL_V1, MAX_TIME_US, NOTE_BYTES, USAGE_SPAN_US
 
 Slug = Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z")]
 """A lower-case word for programs: a cause, a data type, a field."""
+Micros = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_US)]
+"""A reading of a clock, in µs."""
 BootId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 OriginText = Annotated[str, msgspec.Meta(max_length=255)]
 Source = Literal["nvml", "amd", "ascend", "replay"]
@@ -134,9 +136,9 @@ class UsageBody(Record, frozen=True, kw_only=True):
     columns are null then. Units are in the names; a ``_mcycles`` is 10^6 SM cycles, mean per SM.
     """
 
-    from_us: UInt
-    to_us: UInt
-    mono_from_us: UInt
+    from_us: Micros
+    to_us: Micros
+    mono_from_us: Micros
     samples: Annotated[list[UInt], msgspec.Meta(max_length=CHIPS_PER_HOST)]
     workloads: list[Share]
     energy_mj: Column
@@ -199,8 +201,8 @@ class GapBody(Record, frozen=True, kw_only=True):
     """
 
     chips: list[UInt] | None
-    from_us: UInt
-    to_us: UInt
+    from_us: Micros
+    to_us: Micros
     cause: Slug
     detail: Text | None
 
@@ -214,8 +216,8 @@ class HeartbeatBody(Record, frozen=True, kw_only=True):
 class ClockStepBody(Record, frozen=True, kw_only=True):
     """The wall clock moved against CLOCK_BOOTTIME by ``step_us``."""
 
-    before_us: UInt
-    after_us: UInt
+    before_us: Micros
+    after_us: Micros
     step_us: Int
 
 
@@ -223,7 +225,7 @@ class DegradedBody(Record, frozen=True, kw_only=True):
     """The agent does less than it should from here on, and why."""
 
     cause: Slug
-    interval_us: UInt | None
+    interval_us: Micros | None
     detail: Text | None
 
 
@@ -237,7 +239,7 @@ class RecoveredBody(Record, frozen=True, kw_only=True):
 class PausedBody(Record, frozen=True, kw_only=True):
     """The source is closed for at most ``for_us``; what isn't measured meanwhile is a gap."""
 
-    for_us: UInt
+    for_us: Micros
     reason: Text
 
 
@@ -266,8 +268,8 @@ class _Entry(Record, frozen=True, kw_only=True, tag_field="type"):
     prev: Hex32
     boot_id: BootId
     boots: UInt
-    mono_us: UInt
-    time_us: UInt
+    mono_us: Micros
+    time_us: Micros
 
 
 class Genesis(_Entry, frozen=True, kw_only=True, tag="genesis"):

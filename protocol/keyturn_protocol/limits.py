@@ -8,6 +8,9 @@ from typing import Final
 MAX_INT: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly (RFC 7493 §2.2)."""
 
+MAX_TIME_US: Final = 2**52 - 1
+"""Clocks in entries end here (UTC: September 2112), so that a time and a span after it is never over MAX_INT."""
+
 ENTRY_BYTES: Final = 65_535
 """An entry or a leaf: the length prefix of a C2SP entry bundle has 16 bits."""
 SEGMENT_ENTRIES: Final = 256

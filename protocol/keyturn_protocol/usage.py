@@ -231,7 +231,7 @@ def later(from_us: int, passed_us: int | None, mono_us: int, time_us: int) -> in
     :param mono_us: CLOCK_BOOTTIME of the moment.
     :param time_us: its wall-clock time.
     """
-    return min(max(time_us, from_us + mono_us) if passed_us is None else from_us + passed_us, MAX_INT)
+    return max(time_us, from_us + mono_us) if passed_us is None else from_us + passed_us
 
 
 @dataclass(slots=True)

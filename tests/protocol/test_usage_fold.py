@@ -21,7 +21,7 @@ from keyturn_protocol.entries import (
     parse_entry,
 )
 from keyturn_protocol.ids import Origin, WorkloadId, parse_origin
-from keyturn_protocol.limits import MAX_INT
+from keyturn_protocol.limits import MAX_INT, MAX_TIME_US
 from keyturn_protocol.merkle import leaf_hash
 from keyturn_protocol.segment import EntryError, follow, start_of
 from keyturn_protocol.usage import (
@@ -40,7 +40,8 @@ from keyturn_protocol.usage import (
     totals_json,
 )
 from tests.support import naive_fold
-from tests.support.streams import ORIGIN, Stream, canonical, stream
+from tests.support.naive_fold import HOUR_US
+from tests.support.streams import ORIGIN, START_US, Stream, canonical, stream
 
 LOG = Origin(ORIGIN)
 seeds = st.integers(0, 2**32)
@@ -218,16 +219,20 @@ def test_a_gap_cites_the_same_inventory_however_the_log_is_cut() -> None:
     assert fold_in_parts(entries, list(range(len(entries))))[1] == list(whole.gaps)
 
 
-def test_a_gap_never_ends_beyond_the_largest_integer() -> None:
+def test_a_gap_at_the_end_of_time_is_whole_and_still_an_integer() -> None:
     run = Stream(Random(3), steady=True)
     run.genesis("00" * 32)
-    run.time_us = MAX_INT - 10_000_000_000
+    run.time_us = MAX_TIME_US
     run.inventory()
-    run.mono_us = MAX_INT - 10_000_000_000
-    run.time_us -= 5_000_000_000
+    listed = run.mono_us
+    run.mono_us = run.covered_us = MAX_TIME_US - HOUR_US
+    run.time_us = START_US
+    run.random = Random(5)
     run.usage()
+    began = parsed(run)[-1].body.mono_from_us  # type: ignore[union-attr]
     whole = fold(LOG, EMPTY, parsed(run))
-    assert {gap.to_us for gap in whole.gaps} == {MAX_INT}
+    assert {gap.to_us - gap.from_us for gap in whole.gaps} == {began - listed}
+    assert MAX_TIME_US < max(gap.to_us for gap in whole.gaps) <= MAX_INT
     data = totals(whole.rows, list(whole.gaps))
     assert encode(decode(data, Totals)) == data
 

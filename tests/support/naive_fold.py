@@ -102,7 +102,6 @@ class NaiveFold:
         end = point.time_us + (mono_us - point.mono_us) if boots == point.boots else None
         if end is None:
             end = max(time_us, point.time_us + mono_us)
-        end = min(end, MAX_INT)
         if end > point.time_us:
             self.gaps.append(
                 {

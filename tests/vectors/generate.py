@@ -1124,6 +1124,7 @@ def entries() -> Iterator[tuple[str, Case]]:
             body("workload_started", parents=[{**seen["workload_started"]["body"]["parents"][0], "workload": "gap"}]),
             "bad_identifier",
         ),
+        "time_too_late": ("a time after 2^52-1", canonical({**seen["heartbeat"], "time_us": 2**52}), "not_canonical"),
         "gap_backwards": ("a gap that ends before it begins", body("gap", from_us=9, to_us=8), "bad_entry"),
         "gap_chips_unsorted": ("chips out of order", body("gap", chips=[1, 0]), "bad_entry"),
         "gap_cause_upper_case": ("not a word for programs", body("gap", cause="Lost"), "not_canonical"),
