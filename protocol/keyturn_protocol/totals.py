@@ -1,8 +1,8 @@
 """From rows and gaps to what each workload used, with intervals. Used by verifier and auditor alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec import structs
 
@@ -10,7 +10,7 @@ from keyturn_protocol.api import FlopInterval, WorkloadTotal
 from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.entries import Chip, Entry, Inventory, Retired, ShareClass, Source, WorkloadStartedBody
 from keyturn_protocol.findings import CLOCK_AHEAD_US, Finding, FindingCode, finding
-from keyturn_protocol.flop import Interval, estimate, estimate_gap
+from keyturn_protocol.flop import Estimate, Interval, estimate, estimate_gap
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin
 from keyturn_protocol.segment import ChainState
 from keyturn_protocol.usage import (
@@ -30,6 +30,8 @@ Chips = Mapping[tuple[str, int, str], Chip]
 """(log, inventory_seq, uuid) → the chip as that inventory entry describes it."""
 Started = Mapping[tuple[str, str], Sequence[WorkloadStartedBody]]
 """(log, workload) → what the log says about it, in order."""
+
+K = TypeVar("K", bound=Hashable)
 
 _NOTHING = Interval(0, 0, 0)
 _POOLS = (UNATTRIBUTED, GAP)
@@ -141,7 +143,9 @@ def clock_findings(ends: Iterable[LogEnd]) -> list[Finding]:
 
 
 @dataclass(slots=True)
-class _Sum:
+class Sum:
+    """What one group used."""
+
     logs: set[str] = field(default_factory=set)
     chips: set[str] = field(default_factory=set)
     classes: set[ShareClass] = field(default_factory=set)
@@ -173,43 +177,69 @@ def summarise(
 
     :param rows: of any logs and hours; each names a chip that ``chips`` describes.
     """
-    sums: dict[str, _Sum] = {}
-    for row in rows:
-        total = sums.setdefault(row.workload, _Sum())
-        bodies = started.get((row.log, row.workload), ())
-        dtype = declared_dtype(bodies)
-        one = estimate(row, chips[row.log, row.inventory_seq, row.chip], dtype, table)
-        total.logs.add(row.log)
-        total.chips.add(row.chip)
-        total.classes.update(body.class_ for body in bodies)
-        if row.basis & SHARED:
-            total.classes.add("shared")
-        total.dtypes.add(dtype)
-        total.time_us += row.time_us
-        if row.workload == GAP:
-            total.gap_us += row.time_us
-        missing = row.energy_mj is None or total.energy_mj is None
-        total.energy_mj = None if missing else (total.energy_mj or 0) + (row.energy_mj or 0)
-        total.span(row.hour_s, row.hour_s + HOUR_S)
-        total.undeclared += one.undeclared
-        total.declared += one.declared or one.undeclared
-        total.any_declared |= one.declared is not None
-    for gap in gaps:
-        total = sums.setdefault(GAP, _Sum())
-        total.logs.add(gap.log)
-        total.chips.add(gap.chip)
-        total.time_us += gap.to_us - gap.from_us
-        total.gap_us += gap.to_us - gap.from_us
-        total.energy_mj = None
-        total.span(gap.from_us // 1_000_000, -(-gap.to_us // 1_000_000))
-        lost = estimate_gap(gap, chips[gap.log, gap.inventory_seq, gap.chip], table)
-        total.undeclared += lost
-        total.declared += lost
+    sums = add_up(rows, gaps, chips, started, table, lambda row: row.workload, lambda _: [GAP])
     order = sorted(sums, key=lambda w: (w in _POOLS, w))
     return [_total(workload, sums[workload]) for workload in order]
 
 
-def _total(workload: str, total: _Sum) -> WorkloadTotal:
+def add_up(
+    rows: Iterable[UsageRow],
+    gaps: Iterable[Gap],
+    chips: Chips,
+    started: Started,
+    table: ChipTable,
+    group: Callable[[UsageRow], K],
+    group_gap: Callable[[Gap], Iterable[K]],
+    cut: Callable[[Gap, K], Gap] = lambda gap, _: gap,
+) -> dict[K, Sum]:
+    """Sums of any grouping.
+
+    :param group: the group of a row.
+    :param group_gap: the groups that a gap has a part in.
+    :param cut: that part.
+    """
+    sums: dict[K, Sum] = {}
+    for row in rows:
+        bodies = started.get((row.log, row.workload), ())
+        dtype = declared_dtype(bodies)
+        one = estimate(row, chips[row.log, row.inventory_seq, row.chip], dtype, table)
+        total = sums.setdefault(group(row), Sum())
+        total.classes.update(body.class_ for body in bodies)
+        total.dtypes.add(dtype)
+        _add(total, row, one)
+    for whole in gaps:
+        for key in group_gap(whole):
+            gap = cut(whole, key)
+            total = sums.setdefault(key, Sum())
+            total.logs.add(gap.log)
+            total.chips.add(gap.chip)
+            total.time_us += gap.to_us - gap.from_us
+            total.gap_us += gap.to_us - gap.from_us
+            total.energy_mj = None
+            total.span(gap.from_us // 1_000_000, -(-gap.to_us // 1_000_000))
+            lost = estimate_gap(gap, chips[gap.log, gap.inventory_seq, gap.chip], table)
+            total.undeclared += lost
+            total.declared += lost
+    return sums
+
+
+def _add(total: Sum, row: UsageRow, one: Estimate) -> None:
+    total.logs.add(row.log)
+    total.chips.add(row.chip)
+    if row.basis & SHARED:
+        total.classes.add("shared")
+    total.time_us += row.time_us
+    if row.workload == GAP:
+        total.gap_us += row.time_us
+    missing = row.energy_mj is None or total.energy_mj is None
+    total.energy_mj = None if missing else (total.energy_mj or 0) + (row.energy_mj or 0)
+    total.span(row.hour_s, row.hour_s + HOUR_S)
+    total.undeclared += one.undeclared
+    total.declared += one.declared or one.undeclared
+    total.any_declared |= one.declared is not None
+
+
+def _total(workload: str, total: Sum) -> WorkloadTotal:
     (class_,) = total.classes if len(total.classes) == 1 else ("shared",) if total.classes else (None,)
     return WorkloadTotal(
         workload=workload,

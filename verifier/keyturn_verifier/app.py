@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from keyturn_protocol.api import SEGMENTS
 from keyturn_verifier import problems
-from keyturn_verifier.routes import health, join, log, read
+from keyturn_verifier.routes import bundle, health, join, log, logs, read, review
 from keyturn_verifier.routes.ingest import Segments
 from keyturn_verifier.service import Service
 
@@ -28,7 +28,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
-    for router in (health.router(), join.router(service), log.router(service), read.router(service)):
-        app.include_router(router)
-    problems.install(app)
+    for module in (health, join, log, logs, read, review, bundle):
+        app.include_router(module.router(service))
+    problems.install(app, service.metrics)
     return app

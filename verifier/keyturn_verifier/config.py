@@ -43,6 +43,16 @@ class Limits:
     """Announced nodes per host that a token is good for: a mistake leaves room for the right one."""
     pending_hours: int = 24
     publish_interval_ms: int = 1_000
+    publish_lag_s: int = 60
+    """Leaves that no checkpoint covers for longer make the server not ready."""
+    log_requests_per_minute: int = 6_000
+    """Segments of one log that are stored; beyond it the answer is 429."""
+    log_bytes_per_minute: int = 1024 * 1024 * 1024
+    """Decoded bytes of one log that are stored."""
+    bundle_streams: int = 2
+    """Bundles that are sent at one time; each holds a snapshot of the database."""
+    send_timeout_s: int = 60
+    """A client that takes nothing of a bundle for this long is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

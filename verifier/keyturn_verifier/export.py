@@ -7,7 +7,7 @@ nothing that a leaf doesn't cover.
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -71,7 +71,7 @@ def export(settings: Config, engine: Engine, out: Path, case: str | None, clock:
 
 def bundle_files(
     settings: Config, engine: Engine, keys: keyfiles.Keys, case: str | None, clock: Clock
-) -> Iterator[tuple[str, bytes]]:
+) -> Generator[tuple[str, bytes], None, None]:
     """Every file of a new bundle, one at a time, the manifest last: without it, what came before is no bundle.
 
     The snapshot stays open until the end or ``close()``.

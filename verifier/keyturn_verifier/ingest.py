@@ -32,6 +32,7 @@ from keyturn_verifier.errors import OutcomeUnknown, StaleHead
 from keyturn_verifier.heads import Expected, Heads, Known
 from keyturn_verifier.keyfiles import Keys
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.rates import Rates
 from keyturn_verifier.upload import Upload, open_upload
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,9 @@ class Ingest:
         self._queue: deque[Item] = deque()
         self.budget = Budget(config.limits.queue_bytes)
         """Holds what is read and not answered yet."""
+        self.batches = 0
+        """Transactions that stored segments."""
+        self._rates = Rates(config.limits, time.monotonic)
         self._wake = threading.Condition()
         self._stopping = False
         self._publish_due = True
@@ -210,6 +214,7 @@ class Ingest:
             return
         answers = self._committer.commit([change for _, change in changes])
         # From here on every receipt is durable.
+        self.batches += 1
         for (item, change), answer in zip(changes, answers, strict=True):
             match answer:
                 case Moved():
@@ -240,6 +245,9 @@ class Ingest:
                     # What is cached may be behind another replica, and this is not looked at again under the lock.
                     stored = self._heads.load(connection, [name], now_us, stored=True)
                     decided = _decide_one(connection, upload, stored[name.origin])
+                if isinstance(decided, Change) and isinstance(decided.decision, Accepted):
+                    # Only now is it known that the log's own key signed this.
+                    decided = self._rates.take(name.origin, len(upload.data)) or decided
                 if isinstance(decided, Change):
                     changes.append((item, decided))
                     changed.add(name.node_id)

@@ -15,6 +15,7 @@ from keyturn_protocol.api import PROBLEM_TYPE, STATUS, ProblemCode, problem
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_verifier.errors import OutcomeUnknown
+from keyturn_verifier.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,17 @@ class Refusal(Exception):
     """A request is refused with a code and a sentence for a person.
 
     :param checkpoint: with ``behind``: the known head as a cosigned note.
+    :param retry_after_s: with a code that asks to try again: after how long, if that is known.
     """
 
-    def __init__(self, code: ProblemCode, detail: str, *, checkpoint: bytes | None = None) -> None:
+    def __init__(
+        self, code: ProblemCode, detail: str, *, checkpoint: bytes | None = None, retry_after_s: int = RETRY_AFTER_S
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.checkpoint = checkpoint
+        self.retry_after_s = retry_after_s
 
 
 def refusal_of(error: BaseException) -> Refusal:
@@ -74,7 +79,7 @@ def answer(refusal: Refusal) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body."""
     headers = {"content-type": PROBLEM_TYPE, "cache-control": "no-store"}
     if refusal.code in _AGAIN:
-        headers["retry-after"] = str(RETRY_AFTER_S)
+        headers["retry-after"] = str(refusal.retry_after_s)
     if refusal.code in _CLOSING:
         headers["connection"] = "close"
     if refusal.code is ProblemCode.UNAUTHORIZED:
@@ -90,24 +95,28 @@ def response(refusal: Refusal, more: Mapping[str, str] | None = None) -> Respons
     return Response(body, status, {**(more or {}), **headers})
 
 
-def install(app: FastAPI) -> None:
-    """Route every error of ``app`` through :func:`refusal_of`."""
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Route every error of ``app`` through :func:`refusal_of`, and count it."""
 
     def known(_request: Request, error: Exception) -> Response:
-        return response(refusal_of(error))
+        return refused(refusal_of(error))
+
+    def refused(refusal: Refusal, more: Mapping[str, str] | None = None) -> Response:
+        metrics.refused(refusal.code)
+        return response(refusal, more)
 
     def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             return known(request, error)
         code = _STATUS_CODES.get(error.status_code, ProblemCode.BAD_REQUEST)
-        return response(Refusal(code, f"{request.method} {request.url.path[:200]}: {error.detail}"), error.headers)
+        return refused(Refusal(code, f"{request.method} {request.url.path[:200]}: {error.detail}"), error.headers)
 
     def invalid(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             return known(request, error)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])[:200]
-        return response(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
+        return refused(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
 
     for kind in (Refusal, ProtocolError, DBAPIError, PoolTimeout, OutcomeUnknown, ClientDisconnect, Exception):
         app.add_exception_handler(kind, known)

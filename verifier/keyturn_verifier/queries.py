@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
 
 from keyturn_protocol.api import NodeLog, WorkloadTotal
+from keyturn_protocol.api_read import SegmentItem
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.entries import FIELDS, Chip, WorkloadStartedBody
@@ -19,7 +20,16 @@ from keyturn_protocol.ids import GAP, LogName, Origin, parse_origin
 from keyturn_protocol.segment import ChainState, node_key
 from keyturn_protocol.totals import Listed, LogEnd, Moment, clock_findings, listed_from, missing_after, summarise
 from keyturn_protocol.usage import FoldState, Gap, UsageRow
-from keyturn_verifier.db.tables import chip_listed, finding, inventory, log, usage_gap, usage_hour, workload_started
+from keyturn_verifier.db.tables import (
+    chip_listed,
+    finding,
+    inventory,
+    log,
+    segment,
+    usage_gap,
+    usage_hour,
+    workload_started,
+)
 from keyturn_verifier.heads import state_of
 
 RowCursor = tuple[int, str, int, str, int, int]
@@ -55,31 +65,49 @@ class Filter:
 
     def clip(self, gap: Gap) -> Gap | None:
         """The part of a gap that lies in these hours."""
-        from_us = gap.from_us if self.from_s is None else max(gap.from_us, self.from_s * 1_000_000)
-        to_us = gap.to_us if self.to_s is None else min(gap.to_us, self.to_s * 1_000_000)
-        if from_us >= to_us or self.workload not in (None, GAP):
-            return None
-        if (from_us, to_us) == (gap.from_us, gap.to_us):
-            return gap
-        return Gap(
-            log=gap.log,
-            chip=gap.chip,
-            from_us=from_us,
-            to_us=to_us,
-            inventory_seq=gap.inventory_seq,
-            cause=gap.cause,
-        )
+        return None if self.workload not in (None, GAP) else cut(gap, self.from_s, self.to_s)
+
+
+def cut(gap: Gap, from_s: int | None, to_s: int | None) -> Gap | None:
+    """The part of a gap that lies between two times; None if nothing does."""
+    from_us = gap.from_us if from_s is None else max(gap.from_us, from_s * 1_000_000)
+    to_us = gap.to_us if to_s is None else min(gap.to_us, to_s * 1_000_000)
+    if from_us >= to_us:
+        return None
+    if (from_us, to_us) == (gap.from_us, gap.to_us):
+        return gap
+    return Gap(
+        log=gap.log, chip=gap.chip, from_us=from_us, to_us=to_us, inventory_seq=gap.inventory_seq, cause=gap.cause
+    )
 
 
 EVERYTHING = Filter()
 
 
-def nodes(connection: Connection, after: NodeCursor | None, limit: int) -> list[NodeLog]:
-    """Logs by node and incarnation."""
+def nodes(connection: Connection, after: NodeCursor | None, limit: int, node_id: str | None = None) -> list[NodeLog]:
+    """Logs by node and incarnation; of one node if it is named."""
     query = select(log).order_by(log.c.node_id, log.c.incarnation).limit(limit)
     if after is not None:
         query = query.where(tuple_(log.c.node_id, log.c.incarnation) > tuple_(*after))
+    if node_id is not None:
+        query = query.where(log.c.node_id == node_id)
     return [_node(row) for row in connection.execute(query)]
+
+
+def one_log(connection: Connection, node_id: str, incarnation: int) -> tuple[int, NodeLog] | None:
+    """A log with its id; None if there is none."""
+    query = select(log).where(log.c.node_id == node_id, log.c.incarnation == incarnation)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row.id, _node(row))
+
+
+def segments(connection: Connection, log_id: int, after: int | None, limit: int) -> list[SegmentItem]:
+    """A log's segments by their first entries."""
+    query = select(segment.c.start, segment.c.end, segment.c.sha256).where(segment.c.log_id == log_id)
+    if after is not None:
+        query = query.where(segment.c.start > after)
+    rows = connection.execute(query.order_by(segment.c.start).limit(limit))
+    return [SegmentItem(start=row.start, end=row.end, sha256=row.sha256.hex()) for row in rows]
 
 
 def _node(row: Row[Any]) -> NodeLog:
@@ -194,14 +222,21 @@ def started(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str,
 def workloads(connection: Connection, wanted: Filter, until_us: int, table: ChipTable) -> list[WorkloadTotal]:
     """Totals by workload. Silence up to ``until_us`` counts as a gap."""
     names = origins(connection)
-    gaps = (wanted.clip(gap) for gap in _gaps(connection, names, until_us))
     return summarise(
         usage_rows(connection, names, wanted),
-        [gap for gap in gaps if gap is not None],
+        clipped_gaps(connection, names, wanted, until_us),
         chips(connection, names),
         started(connection, names),
         table,
     )
+
+
+def clipped_gaps(connection: Connection, names: dict[int, Origin], wanted: Filter, until_us: int) -> Iterator[Gap]:
+    """The parts of all gaps that a filter lets through."""
+    for gap in _gaps(connection, names, until_us):
+        part = wanted.clip(gap)
+        if part is not None:
+            yield part
 
 
 def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> list[Gap]:

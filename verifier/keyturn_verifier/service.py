@@ -1,13 +1,15 @@
 """What a running verifier is made of, built once and handed to every route."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
 from keyturn_verifier.clock import Clock
+from keyturn_verifier.computed import Computed
 from keyturn_verifier.config import Config
 from keyturn_verifier.ingest import Ingest
 from keyturn_verifier.keyfiles import Keys
+from keyturn_verifier.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Service:
     keys: Keys
     clock: Clock
     ingest: Ingest
+    metrics: Metrics = field(default_factory=Metrics)
+    computed: Computed = field(default_factory=Computed)
 
 
 def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:

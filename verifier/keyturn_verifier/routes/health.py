@@ -1,16 +1,117 @@
-"""``GET /healthz``: the process answers."""
+"""``/healthz``: the process answers. ``/readyz``: it can store and publish. ``/metrics``: Prometheus."""
 
-from fastapi import APIRouter, Response
+import threading
+import time
+from contextlib import suppress
+from typing import Final
 
-from keyturn_protocol.api import HEALTH
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from keyturn_protocol.api import HEALTH, ProblemCode
+from keyturn_protocol.api_read import METRICS, READY
+from keyturn_protocol.leaves import parse_leaf
+from keyturn_verifier import metrics, translog
+from keyturn_verifier.auth import Right
+from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.tables import tree_head
+from keyturn_verifier.problems import Refusal
+from keyturn_verifier.routes.pages import Authorization, allow
+from keyturn_verifier.service import Service
+
+PROBE_S: Final = 2.0
+"""An answer is good for this long: asking often takes no write lock from ingest."""
+_NO_STORE: Final = {"cache-control": "no-store"}
+_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
-def router() -> APIRouter:
-    """The route. It asks nobody, so that it answers when the database doesn't."""
+class _Undo(Exception):
+    """Ends a write transaction that must leave nothing."""
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
     routes = APIRouter()
+    probe = _Probe(service)
 
     @routes.get(HEALTH)
     async def healthz() -> Response:
-        return Response(b'{"status":"ok"}', media_type="application/json", headers={"cache-control": "no-store"})
+        """The process answers. It asks nobody, so that it answers when the database doesn't."""
+        return Response(b'{"status":"ok"}', media_type="application/json", headers=_NO_STORE)
+
+    @routes.get(READY)
+    def readyz() -> Response:
+        """The database can be written, and the verifier's log is published in time; 503 says what isn't so."""
+        why = probe.why_not()
+        if why is not None:
+            raise Refusal(ProblemCode.OVERLOADED, why)
+        return Response(b'{"status":"ready"}', media_type="application/json", headers=_NO_STORE)
+
+    @routes.get(METRICS)
+    def prometheus(request: Request, authorization: Authorization = None) -> Response:
+        """Prometheus text. From this machine without a token, else with an operator's or admin's."""
+        with reading(service.engine) as connection:
+            if authorization is not None or not _from_here(request):
+                allow(service, connection, authorization, Right.METRICS)
+            unpublished, lag_s = publish_lag(connection, service.clock())
+        gauges = {
+            "keyturn_queue_bytes": (service.ingest.budget.used, "Bytes of uploads that wait for an answer."),
+            "keyturn_queue_limit_bytes": (service.config.limits.queue_bytes, "The most that may wait."),
+            "keyturn_unpublished_leaves": (unpublished, "Leaves that no checkpoint covers yet."),
+            "keyturn_publish_lag_seconds": (lag_s, "Age of the oldest leaf that no checkpoint covers yet."),
+        }
+        return Response(
+            metrics.text(service.metrics, service.ingest.batches, gauges), media_type=metrics.TYPE, headers=_NO_STORE
+        )
 
     return routes
+
+
+def _from_here(request: Request) -> bool:
+    """Whether a request comes from this machine itself, and not through a proxy on it."""
+    host = request.client.host if request.client is not None else ""
+    return host in ("127.0.0.1", "::1") and not any(name in request.headers for name in _FORWARDED)
+
+
+def publish_lag(connection: Connection, now_us: int) -> tuple[int, float]:
+    """How many leaves no checkpoint covers, and the age of the oldest of them in seconds."""
+    size = connection.execute(select(tree_head.c.size)).scalar_one()
+    published = translog.published_size(connection)
+    if published >= size:
+        return 0, 0.0
+    (leaf,) = translog.leaves(connection, published, 1)
+    return size - published, max(0, now_us - parse_leaf(leaf).time_us) / 1_000_000
+
+
+class _Probe:
+    """Asks the database at most once in :data:`PROBE_S`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._asked_s = -PROBE_S
+        self._why: str | None = None
+
+    def why_not(self) -> str | None:
+        """Why this server isn't ready; None: it is."""
+        with self._lock:
+            if time.monotonic() - self._asked_s >= PROBE_S:
+                self._why = self._ask()
+                self._asked_s = time.monotonic()
+            return self._why
+
+    def _ask(self) -> str | None:
+        service = self._service
+        try:
+            with reading(service.engine) as connection:
+                _, lag_s = publish_lag(connection, service.clock())
+            with suppress(_Undo), writing(service.engine) as connection:
+                connection.execute(update(tree_head).values(id=tree_head.c.id))
+                raise _Undo
+        except (DBAPIError, PoolTimeout):
+            return "the database can't be written"
+        if lag_s > service.config.limits.publish_lag_s:
+            return f"the verifier's log was not published for {lag_s:.0f} s"
+        return None

@@ -19,6 +19,7 @@ class Segments:
 
     def __init__(self, service: Service) -> None:
         self._ingest = service.ingest
+        self._metrics = service.metrics
         self._timeout_s = service.config.limits.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,6 +31,7 @@ class Segments:
         content_length(headers, cap)
         body = await read_body(receive, cap, self._timeout_s, self._ingest.budget)
         receipt = await self._ingest.submit(body, plain=plain)
+        self._metrics.receipt(len(body))
         start = [*_RECEIPT_HEADERS, (b"content-length", b"%d" % len(receipt))]
         await send({"type": "http.response.start", "status": 200, "headers": start})
         await send({"type": "http.response.body", "body": receipt})

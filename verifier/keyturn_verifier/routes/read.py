@@ -1,130 +1,148 @@
-"""What readers with a token see: nodes, totals per workload, usage rows, findings; a page at a time."""
+"""What readers with a token see: nodes, totals per workload and span, usage rows, findings; a page at a time."""
 
-import base64
-import binascii
-from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import Connection
 
-from keyturn_protocol.api import (
-    FINDINGS,
-    NODES,
-    PAGE_ITEMS,
-    USAGE,
-    WORKLOADS,
-    FindingItem,
-    Page,
-    ProblemCode,
-)
-from keyturn_protocol.canonical import decode, encode
+from keyturn_protocol.api import FINDINGS, NODES, PAGE_ITEMS, USAGE, WORKLOADS, FindingItem, NodeLog, ProblemCode
+from keyturn_protocol.api_read import BUCKETS, LOGS, Bucket, By
 from keyturn_protocol.chips import chip_table
-from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.limits import MAX_INT
-from keyturn_protocol.usage import HOUR_S
-from keyturn_verifier import queries
-from keyturn_verifier.auth import check_reader
+from keyturn_protocol.findings import Finding
+from keyturn_verifier import buckets, queries
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.routes.pages import (
+    After,
+    Authorization,
+    From,
+    Limit,
+    NodePath,
+    To,
+    Workload,
+    allow,
+    computed_page,
+    cursor,
+    page,
+)
 from keyturn_verifier.service import Service
-
-Authorization = Annotated[str | None, Header()]
-Limit = Annotated[int, Query(ge=1, le=PAGE_ITEMS)]
-After = Annotated[str | None, Query(max_length=2_048)]
-Hour = Annotated[int | None, Query(ge=0, le=MAX_INT // 1_000_000, multiple_of=HOUR_S)]
-Workload = Annotated[str | None, Query(max_length=256)]
-_HEADERS: Final = {"cache-control": "private, no-store"}
 
 
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
-    def allow(connection: Connection, authorization: str | None) -> int:
-        """Check the token; returns the time of asking."""
-        now_us = service.clock()
-        check_reader(connection, authorization, now_us)
-        return now_us
+    def nodes_page(authorization: str | None, limit: int, after: str | None, node: str | None) -> Response:
+        with reading(service.engine) as connection:
+            allow(service, connection, authorization)
+            start = cursor(after, queries.NodeCursor)
+            items = queries.nodes(connection, start, limit, node)
+        if node is not None and not items and start is None:
+            raise Refusal(ProblemCode.NOT_FOUND, f"no node {node} is enrolled here")
+        return page(items, _end(items, limit))
 
     @routes.get(NODES)
     def nodes(authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None) -> Response:
-        with reading(service.engine) as connection:
-            allow(connection, authorization)
-            items = queries.nodes(connection, _cursor(after, queries.NodeCursor), limit)
-        more = len(items) == limit
-        return _page(items, [items[-1].node_id, items[-1].incarnation] if more else None)
+        """Every log of every node."""
+        return nodes_page(authorization, limit, after, None)
+
+    @routes.get(LOGS)
+    def logs(authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None) -> Response:
+        """Every log; the same list as that of nodes."""
+        return nodes_page(authorization, limit, after, None)
+
+    @routes.get(NODES + "/{node}")
+    def node(
+        node: NodePath, authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None
+    ) -> Response:
+        """Every log of one node, the oldest first."""
+        return nodes_page(authorization, limit, after, node)
 
     @routes.get(USAGE)
     def usage(
         authorization: Authorization = None,
         limit: Limit = PAGE_ITEMS,
         after: After = None,
-        from_s: Annotated[Hour, Query(alias="from")] = None,
-        to_s: Annotated[Hour, Query(alias="to")] = None,
+        from_s: From = None,
+        to_s: To = None,
         workload: Workload = None,
     ) -> Response:
+        """Raw rows: integer integrals by log, chip, hour and workload."""
         wanted = queries.Filter(from_s, to_s, workload)
         with reading(service.engine) as connection:
-            allow(connection, authorization)
-            items, last = queries.usage_page(connection, wanted, _cursor(after, queries.RowCursor), limit)
-        return _page(items, last)
+            allow(service, connection, authorization)
+            items, last = queries.usage_page(connection, wanted, cursor(after, queries.RowCursor), limit)
+        return page(items, last)
+
+    @routes.get(BUCKETS)
+    def usage_buckets(
+        bucket: Annotated[Bucket, Query(description="the length of a span, in UTC")],
+        by: Annotated[By, Query(description="what is added up together")],
+        authorization: Authorization = None,
+        limit: Limit = PAGE_ITEMS,
+        after: After = None,
+        from_s: From = None,
+        to_s: To = None,
+        workload: Workload = None,
+    ) -> Response:
+        """Usage by spans of time. Hours need a span of at most 31 days, days one of at most 366."""
+        wanted = queries.Filter(from_s, to_s, workload)
+        buckets.check(bucket, wanted)
+        with reading(service.engine) as connection:
+            now_us, _ = allow(service, connection, authorization)
+            what = ("buckets", bucket, by, wanted)
+            return computed_page(
+                *(service, connection, what, after, limit, now_us),
+                lambda until_us: buckets.usage(connection, wanted, bucket, by, until_us, chip_table()),
+            )
 
     @routes.get(WORKLOADS)
     def workloads(
         authorization: Authorization = None,
         limit: Limit = PAGE_ITEMS,
         after: After = None,
-        from_s: Annotated[Hour, Query(alias="from")] = None,
-        to_s: Annotated[Hour, Query(alias="to")] = None,
+        from_s: From = None,
+        to_s: To = None,
         workload: Workload = None,
     ) -> Response:
+        """Totals by workload, as intervals of FLOP; the pools of what no workload can be given come last."""
         wanted = queries.Filter(from_s, to_s, workload)
         with reading(service.engine) as connection:
-            now_us = allow(connection, authorization)
-            start, until_us = _cursor(after, tuple[int, int]) or (0, now_us)
-            items = queries.workloads(connection, wanted, until_us, chip_table())
-        return _slice(items, start, limit, until_us)
+            now_us, _ = allow(service, connection, authorization)
+            return computed_page(
+                *(service, connection, ("workloads", wanted), after, limit, now_us),
+                lambda until_us: queries.workloads(connection, wanted, until_us, chip_table()),
+            )
 
     @routes.get(FINDINGS)
     def findings(authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None) -> Response:
+        """Every finding, closed or not, the most severe first: what an audit finds too."""
         with reading(service.engine) as connection:
-            now_us = allow(connection, authorization)
-            start, until_us = _cursor(after, tuple[int, int]) or (0, now_us)
-            found = queries.findings(connection, until_us, chip_table())
-        items = [
-            FindingItem(
-                code=f.code,
-                severity=f.severity,
-                origin=f.origin,
-                seq=f.seq,
-                from_us=f.from_us,
-                to_us=f.to_us,
-                detail=f.detail,
+            now_us, _ = allow(service, connection, authorization)
+            return computed_page(
+                *(service, connection, "findings", after, limit, now_us),
+                lambda until_us: _findings(connection, until_us),
             )
-            for f in found
-        ]
-        return _slice(items, start, limit, until_us)
 
     return routes
 
 
-def _slice(items: Sequence[Any], start: int, limit: int, until_us: int) -> Response:
-    """A page of a list that is computed anew for each page, as of one moment."""
-    end = start + limit
-    return _page(items[start:end], [end, until_us] if end < len(items) else None)
+def _end(items: list[NodeLog], limit: int) -> list[int | str] | None:
+    return [items[-1].node_id, items[-1].incarnation] if len(items) == limit else None
 
 
-def _page(items: Sequence[Any], last: Sequence[int | str] | None) -> Response:
-    cursor = None if last is None else base64.urlsafe_b64encode(encode(list(last))).decode()
-    return Response(encode(Page(items=list(items), next=cursor)), media_type="application/json", headers=_HEADERS)
+def _findings(connection: Connection, until_us: int) -> list[FindingItem]:
+    return [item(one) for one in queries.findings(connection, until_us, chip_table())]
 
 
-def _cursor(text: str | None, kind: Any) -> Any:
-    """A cursor that :func:`_page` made."""
-    if text is None:
-        return None
-    try:
-        return decode(base64.b64decode(text, altchars=b"-_", validate=True), kind)
-    except (ProtocolError, binascii.Error, ValueError):
-        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list") from None
+def item(one: Finding) -> FindingItem:
+    """A finding as it is listed."""
+    return FindingItem(
+        code=one.code,
+        severity=one.severity,
+        origin=one.origin,
+        seq=one.seq,
+        from_us=one.from_us,
+        to_us=one.to_us,
+        detail=one.detail,
+    )

@@ -1,0 +1,86 @@
+"""What the reading routes share: who asks, pages, cursors, answers in canonical JSON."""
+
+import base64
+import binascii
+from collections.abc import Callable, Hashable, Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import Header, Path, Query, Response
+from sqlalchemy import Connection
+
+from keyturn_protocol.api import PAGE_ITEMS, Page, ProblemCode
+from keyturn_protocol.canonical import Record, decode, encode, encode_record
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.limits import MAX_INT
+from keyturn_protocol.usage import HOUR_S
+from keyturn_verifier.auth import Caller, Right, check_reader
+from keyturn_verifier.problems import Refusal
+from keyturn_verifier.service import Service
+
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+Limit = Annotated[int, Query(ge=1, le=PAGE_ITEMS, description="items of a page, at most")]
+After = Annotated[str | None, Query(max_length=2_048, description="`next` of the page before; opaque")]
+_LAST_HOUR: Final = MAX_INT // 1_000_000 // HOUR_S * HOUR_S
+From = Annotated[
+    int | None,
+    Query(alias="from", ge=0, le=_LAST_HOUR, multiple_of=HOUR_S, description="POSIX seconds, a whole hour in UTC"),
+]
+To = Annotated[
+    int | None, Query(alias="to", ge=0, le=_LAST_HOUR, multiple_of=HOUR_S, description="as `from`, not included")
+]
+Workload = Annotated[str | None, Query(max_length=256, description="one workload's id, or a pool's")]
+NodePath = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hex digits")]
+IncarnationPath = Annotated[int, Path(ge=1, le=MAX_INT, description="from 1")]
+Size = Annotated[int, Query(ge=1, le=MAX_INT)]
+Index = Annotated[int, Query(ge=0, le=MAX_INT)]
+Start = Annotated[int, Path(ge=0, le=MAX_INT, description="the first entry of the segment")]
+
+HEADERS: Final = {"cache-control": "private, no-store"}
+JSON: Final = "application/json"
+
+
+def allow(
+    service: Service, connection: Connection, authorization: str | None, right: Right = Right.READ
+) -> tuple[int, Caller]:
+    """Check the token; returns the time of asking, and who asks."""
+    now_us = service.clock()
+    return now_us, check_reader(connection, authorization, now_us, right)
+
+
+def one(record: Record) -> Response:
+    """One value."""
+    return Response(encode_record(record), media_type=JSON, headers=HEADERS)
+
+
+def page(items: Sequence[Any], last: Sequence[int | str] | None) -> Response:
+    """A page whose next one begins after ``last``; None: it is the last."""
+    following = None if last is None else base64.urlsafe_b64encode(encode(list(last))).decode()
+    return Response(encode(Page(items=list(items), next=following)), media_type=JSON, headers=HEADERS)
+
+
+def cursor(text: str | None, kind: Any) -> Any:
+    """A cursor that :func:`page` made."""
+    if text is None:
+        return None
+    try:
+        return decode(base64.b64decode(text, altchars=b"-_", validate=True), kind)
+    except (ProtocolError, binascii.Error, ValueError):
+        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list") from None
+
+
+def computed_page(
+    service: Service,
+    connection: Connection,
+    what: Hashable,
+    after: str | None,
+    limit: int,
+    now_us: int,
+    make: Callable[[int], list[Any]],
+) -> Response:
+    """A page of a list that is computed as of one moment, which the cursor names."""
+    start, until_us = cursor(after, tuple[int, int]) or (0, None)
+    if start < 0 or (until_us is not None and not 0 <= until_us <= now_us):
+        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list")
+    items, until_us = service.computed.get(connection, what, until_us, now_us, make)
+    end = start + limit
+    return page(items[start:end], [end, until_us] if end < len(items) else None)
