@@ -8,7 +8,10 @@ import pytest
 from tests.support.postgres import Postgres, any_server
 from tests.support.verifier import Database, Verifier
 
-ON_BOTH = {"test_batches", "test_export", "test_join", "test_receipt_table", "test_schema", "test_log"}
+ON_BOTH = {
+    *("test_batches", "test_export", "test_join", "test_receipt_table", "test_schema", "test_log"),
+    *("test_buckets", "test_bundle_stream", "test_logs_api", "test_review"),
+}
 """Modules whose tests run on SQLite and on PostgreSQL; the others run on SQLite."""
 
 

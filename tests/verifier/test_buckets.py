@@ -10,7 +10,7 @@ from keyturn_protocol.api_read import UsageBucket
 from keyturn_protocol.usage import UsageRow
 from keyturn_verifier import buckets
 from tests.support.node import START_US
-from tests.support.verifier import DAY_US, Verifier
+from tests.support.verifier import DAY_US, Database, Verifier
 from tests.verifier.test_read import every
 
 FROM = START_US // DAY_US * 86_400
@@ -40,8 +40,8 @@ def sums(items: list[Any]) -> tuple[int, int, int, int]:
 
 @pytest.mark.parametrize("by", ["workload", "organisation", "site", "node", "chip"])
 @pytest.mark.parametrize("bucket", ["hour", "day", "month"])
-def test_the_buckets_add_up_to_the_totals(tmp_path: Path, bucket: str, by: str) -> None:
-    with Verifier(tmp_path, clock=lambda: START_US + 3 * DAY_US) as verifier:
+def test_the_buckets_add_up_to_the_totals(tmp_path: Path, database: Database, bucket: str, by: str) -> None:
+    with Verifier(tmp_path, db=database, clock=lambda: START_US + 3 * DAY_US) as verifier:
         load(verifier)
         token = verifier.reader_token()
         whole = every(verifier.client, "/v1/workloads", token, WorkloadTotal, 100)
@@ -55,8 +55,8 @@ def test_the_buckets_add_up_to_the_totals(tmp_path: Path, bucket: str, by: str) 
     assert all(p.to_s - p.from_s == {"hour": 3_600, "day": 86_400}.get(bucket, p.to_s - p.from_s) for p in parts)
 
 
-def test_one_workload_alone(tmp_path: Path) -> None:
-    with Verifier(tmp_path, clock=lambda: START_US + DAY_US) as verifier:
+def test_one_workload_alone(tmp_path: Path, database: Database) -> None:
+    with Verifier(tmp_path, db=database, clock=lambda: START_US + DAY_US) as verifier:
         load(verifier)
         path = f"/v1/usage/buckets?bucket=day&by=node&workload=slurm:1{SPAN}"
         items = every(verifier.client, path, verifier.reader_token(), UsageBucket, 100)
@@ -97,8 +97,8 @@ def test_spans(bucket: Any, time_s: int, span: tuple[int, int]) -> None:
     assert buckets.span_of(bucket, time_s) == span
 
 
-def test_pages_are_computed_once(tmp_path: Path) -> None:
-    with Verifier(tmp_path, clock=lambda: START_US + DAY_US) as verifier:
+def test_pages_are_computed_once(tmp_path: Path, database: Database) -> None:
+    with Verifier(tmp_path, db=database, clock=lambda: START_US + DAY_US) as verifier:
         load(verifier)
         token = verifier.reader_token()
         whole = every(verifier.client, "/v1/workloads", token, WorkloadTotal, 100)
@@ -110,10 +110,10 @@ def test_pages_are_computed_once(tmp_path: Path) -> None:
         assert verifier.service.computed.made == 2
 
 
-def test_a_cursor_names_no_moment_to_come(tmp_path: Path) -> None:
+def test_a_cursor_names_no_moment_to_come(tmp_path: Path, database: Database) -> None:
     import base64
 
-    with Verifier(tmp_path, clock=lambda: START_US) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: START_US) as verifier:
         token = verifier.reader_token()
         for text in (f"[0,{START_US + 1}]", "[-1,5]", "[0,-1]", "[0]"):
             after = base64.urlsafe_b64encode(text.encode()).decode()

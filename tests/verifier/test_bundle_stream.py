@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from backports import zstd
-from sqlalchemy import text
+from sqlalchemy import update
 
 from keyturn_verifier.db.engine import writing
+from keyturn_verifier.db.tables import segment_body
 from tests.support.verifier import Verifier
 
 
@@ -48,7 +49,7 @@ def test_a_case_that_is_no_line_of_text(verifier: Verifier) -> None:
 def test_damage_is_no_whole_stream(verifier: Verifier, tmp_path: Path) -> None:
     verifier.enrolled(usage=3)
     with writing(verifier.engine) as connection:
-        connection.execute(text("UPDATE segment SET body = X'00'"))
+        connection.execute(update(segment_body).values(body=b"damaged"))
     answer = verifier.client.get("/v1/bundle", verifier.reader_token())
     assert (answer.status, answer.code) == (500, "internal")
 

@@ -13,13 +13,13 @@ from keyturn_protocol.canonical import decode
 from keyturn_protocol.merkle import leaf_hash, root_of, verify_consistency, verify_inclusion
 from keyturn_protocol.segment import parse_segment
 from tests.support.node import Node, Reply
-from tests.support.verifier import Verifier
+from tests.support.verifier import Database, Verifier
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Verifier, Node, str]]:
+def served(tmp_path_factory: pytest.TempPathFactory, database: Database) -> Iterator[tuple[Verifier, Node, str]]:
     """A verifier, a log in segments of uneven lengths, and a token."""
-    with Verifier(tmp_path_factory.mktemp("logs"), publish_interval_ms=1) as verifier:
+    with Verifier(tmp_path_factory.mktemp("logs"), db=database, publish_interval_ms=1) as verifier:
         node = verifier.enrolled()
         rng = random.Random(7)
         for _ in range(12):

@@ -11,7 +11,7 @@ from keyturn_protocol.canonical import Record, decode, encode_record
 from keyturn_protocol.findings import FindingCode, finding
 from keyturn_verifier import review
 from tests.support.node import START_US, Node, Reply
-from tests.support.verifier import DAY_US, Verifier
+from tests.support.verifier import DAY_US, Database, Verifier
 from tests.verifier.test_read import every
 
 HOUR_US = 3_600_000_000
@@ -41,9 +41,9 @@ def groups(verifier: Verifier, query: str = "") -> list[FindingGroup]:
     return every(verifier.client, GROUPS + query, verifier.reader_token(), FindingGroup, 100)
 
 
-def test_a_line_for_each_node_and_code(tmp_path: Path) -> None:
+def test_a_line_for_each_node_and_code(tmp_path: Path, database: Database) -> None:
     now = [START_US]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         nodes = [verifier.enrolled(usage=1) for _ in range(2)]
         for node in nodes:
             gaps(node, 5)
@@ -57,9 +57,9 @@ def test_a_line_for_each_node_and_code(tmp_path: Path) -> None:
     assert len(single) == 10
 
 
-def test_closed_with_a_reason_until_something_new_begins(tmp_path: Path) -> None:
+def test_closed_with_a_reason_until_something_new_begins(tmp_path: Path, database: Database) -> None:
     now = [START_US]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.enrolled(usage=1)
         gaps(node, 2)
         verifier.client.post(node.segment())
@@ -168,9 +168,9 @@ def test_unread_time_after_a_closing_opens_it_again() -> None:
         assert review.groups([unread], closing, [], {})[0].state == state
 
 
-def test_windows_are_announced_listed_and_cancelled(tmp_path: Path) -> None:
+def test_windows_are_announced_listed_and_cancelled(tmp_path: Path, database: Database) -> None:
     now = [START_US]
-    with Verifier(tmp_path, clock=lambda: now[0]) as verifier:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.enrolled(usage=1)
         gaps(node, 3)
         verifier.client.post(node.segment())

@@ -17,7 +17,7 @@ from keyturn_protocol.merkle import Frontier, RangeHash, consistency_path, inclu
 from keyturn_protocol.segment import parse_segment
 from keyturn_protocol.tiles import Tile, decode_hashes, range_hash_from
 from keyturn_verifier import translog
-from keyturn_verifier.db.tables import segment
+from keyturn_verifier.db.tables import segment, segment_body
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.upload import decompress
 
@@ -88,7 +88,7 @@ def of_node(connection: Connection, log_id: int) -> RangeHash:
 
     def hashes(start: int) -> list[Hash]:
         if start not in leaves:
-            query = select(segment.c.body).where(segment.c.log_id == log_id, segment.c.start == start)
+            query = select(segment_body.c.body).where(segment_body.c.log_id == log_id, segment_body.c.start == start)
             body = connection.execute(query).scalar_one()
             leaves[start] = parse_segment(decompress(body)).leaf_hashes()
         return leaves[start]

@@ -10,7 +10,7 @@ from keyturn_protocol.api_read import LOGS, VERIFIER_PROOFS
 from keyturn_protocol.ids import log_origin
 from keyturn_verifier import proofs, queries, translog
 from keyturn_verifier.db.engine import reading
-from keyturn_verifier.db.tables import segment
+from keyturn_verifier.db.tables import segment, segment_body
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.pages import (
     HEADERS,
@@ -133,7 +133,11 @@ def _log(connection: Connection, node: str, incarnation: int) -> tuple[int, Node
 
 
 def _segment(connection: Connection, log_id: int, start: int) -> Any:
-    query = select(segment.c.body, segment.c.receipt).where(segment.c.log_id == log_id, segment.c.start == start)
+    query = (
+        select(segment_body.c.body, segment.c.receipt)
+        .join(segment_body, (segment_body.c.log_id == segment.c.log_id) & (segment_body.c.start == segment.c.start))
+        .where(segment.c.log_id == log_id, segment.c.start == start)
+    )
     row = connection.execute(query).one_or_none()
     if row is None:
         raise Refusal(ProblemCode.NOT_FOUND, f"no segment of this log begins with entry {start}")
