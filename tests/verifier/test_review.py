@@ -47,6 +47,7 @@ def test_a_line_for_each_node_and_code(tmp_path: Path, database: Database) -> No
         nodes = [verifier.enrolled(usage=1) for _ in range(2)]
         for node in nodes:
             gaps(node, 5)
+            now[0] = node.time_us
             verifier.client.post(node.segment())
         now[0] = max(node.time_us for node in nodes)
         lines = groups(verifier)
@@ -62,6 +63,7 @@ def test_closed_with_a_reason_until_something_new_begins(tmp_path: Path, databas
     with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.enrolled(usage=1)
         gaps(node, 2)
+        now[0] = node.time_us
         verifier.client.post(node.segment())
         now[0] = node.time_us + 1
         answer = close(verifier, node, "gap")
@@ -76,6 +78,7 @@ def test_closed_with_a_reason_until_something_new_begins(tmp_path: Path, databas
 
         node.usage(1)
         gaps(node, 1)
+        now[0] = node.time_us
         verifier.client.post(node.segment())
         now[0] = node.time_us
         (line,) = groups(verifier)
@@ -173,6 +176,7 @@ def test_windows_are_announced_listed_and_cancelled(tmp_path: Path, database: Da
     with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
         node = verifier.enrolled(usage=1)
         gaps(node, 3)
+        now[0] = node.time_us
         verifier.client.post(node.segment())
         now[0] = node.time_us
         made: Maintenance = decode(
