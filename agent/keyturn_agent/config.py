@@ -108,7 +108,7 @@ def is_text(name: str) -> bool:
 def check_number(key: Key, value: int) -> None:
     """:raises UsageError: ``bad_setting``, with the number as the file has it."""
     shown = value // key.scale if value % key.scale == 0 else value / key.scale
-    if value < key.least * key.scale:
+    if value < key.least:
         bound = "> 0" if key.least == 1 else f">= {key.least}"
         raise UsageError("bad_setting", f"{key.name}: must be {bound} (got {shown})")
     if value > LARGEST:

@@ -11,6 +11,7 @@ from keyturn_agent.meter import DESTROYED, Meter, gone_meanwhile
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
 from keyturn_agent.status import Live, read_listed, write_listed, write_live
 from keyturn_agent.store import Store
+from keyturn_agent.writer import Writer
 from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, RetiredBody, ShutdownBody
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Daemon:
         self._stop = stop
         self._config = config
         self._real_s = real_s
+        self._writer = Writer(store, courier, clock, config, real_s)
         inventory = source.inventory()
         now = clock.now()
         self._meter = Meter(inventory, source.declared, config.interval_us, now.time_us - now.mono_us)
@@ -57,6 +59,7 @@ class Daemon:
         self._carry(ask=True)
         try:
             self._list()
+            self._look()
             reason = self._loop()
             self._shut_down(reason)
             return self._drain()
@@ -123,12 +126,12 @@ class Daemon:
     # -- the log
 
     def _write(self, bodies: Sequence[Body]) -> None:
-        if not bodies:
-            return
-        before = self._store.log.sealed
-        self._store.log.append(bodies, self._store.stamp(self._clock))
-        if self._store.log.sealed != before:
-            self._courier.wake()
+        self._writer.write(bodies)
+
+    def _look(self) -> None:
+        """Let the room that there is decide how much is written."""
+        self._writer.look()
+        self._meter.set_interval(self._writer.interval_us)
 
     def _checkpoint(self) -> None:
         """Say what is still missing, seal, and tell the courier."""
@@ -139,8 +142,9 @@ class Daemon:
             self._seal_at_us = now.mono_us + _ASK_AGAIN_US
             return
         self._seal_at_us = now.mono_us + self._config.checkpoint_us
+        self._look()
         self._write(self._meter.missing(now.mono_us))
-        if self._store.log.seal():
+        if self._writer.seal():
             self._courier.wake()
         self._say()
 
@@ -150,7 +154,7 @@ class Daemon:
             raise StoreError("courier", "the upload thread ended; see the log for its error")
         leave = self._courier.leave()
         now_s = self._real_s()
-        if leave is None or not self._store.may_open_next(now_s, self._config.incarnation_s):
+        if leave is None or self._writer.failed or not self._store.may_open_next(now_s, self._config.incarnation_s):
             return
         # What was measured so far belongs to the log that is left. Its bytes are kept and nothing more is signed:
         # after a rollback that would be a second head of some size.

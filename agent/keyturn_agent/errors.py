@@ -30,5 +30,9 @@ class StoreError(AgentError):
     """The disk didn't do what was asked. The process has to end: only a fresh start knows what is on disk."""
 
 
+class NoSpaceError(StoreError):
+    """The disk is full. Nothing is wrong with what is on it; there may be room later."""
+
+
 class DamagedError(StoreError):
     """Bytes under a signed head are not what was signed: this log can't go on."""

@@ -1,11 +1,12 @@
 """The few ways in which the agent writes files, each with what survives a crash."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from keyturn_agent.errors import StoreError
+from keyturn_agent.errors import NoSpaceError, StoreError
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -13,15 +14,20 @@ TEMPORARY = ".tmp"
 """Ending of a file that isn't whole yet; left over ones mean nothing and may be removed."""
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """Say what was being done when the disk failed.
 
-    :raises StoreError: for every OSError inside.
+    :raises StoreError: for every OSError inside; :class:`NoSpaceError` where the disk is full.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpaceError("disk_full", f"{what}: {error}") from error
         raise StoreError("disk", f"{what}: {error}") from error
 
 
@@ -77,11 +83,15 @@ def create(path: Path, data: bytes) -> None:
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Like :func:`replace` but without waiting for the disk: for what may be lost."""
+    """Like :func:`replace` but without waiting for the disk: for what may be lost. On a full disk it is lost."""
     temporary = path.with_name(path.name + TEMPORARY)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
     try:
-        write_all(fd, data)
-    finally:
-        os.close(fd)
-    temporary.rename(path)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+        try:
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise

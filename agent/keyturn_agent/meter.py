@@ -49,6 +49,10 @@ class Meter:
         self._workloads = Workloads(declared)
         self._blind: Slug = NO_CHIPS
 
+    def set_interval(self, interval_us: int) -> None:
+        """Let usage entries be so long from here on."""
+        self._sampler.set_interval(interval_us)
+
     def take(self, sample: Sample) -> Taken:
         """One sample, later than the one before, with the chips of the inventory."""
         last_us = self._sampler.last_mono_us

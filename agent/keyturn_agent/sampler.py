@@ -168,6 +168,10 @@ class Sampler:
         self._written = [[0] * len(_SUMS) for _ in range(chips)]
         self._open: _Open | None = None
 
+    def set_interval(self, interval_us: int) -> None:
+        """Let intervals be so long from here on; also the open one."""
+        self._interval_us = interval_us
+
     @property
     def last_mono_us(self) -> int | None:
         """The moment of the last sample."""

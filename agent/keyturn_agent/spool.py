@@ -83,6 +83,12 @@ class Spool:
             missing = [(start, end) for end, start in self._starts.items() if end > self.receipted]
         return len(missing), sum(self._path(start, end).stat().st_size for start, end in missing)
 
+    def waiting_since_s(self) -> int | None:
+        """When the oldest segment without a receipt was signed (real time), or None if nothing waits."""
+        with self._lock:
+            missing = [(start, end) for end, start in self._starts.items() if end > self.receipted]
+        return int(self._path(*min(missing)).stat().st_mtime) if missing else None
+
     def add(self, start: int, lines: Sequence[bytes], note: Note) -> None:
         """Keep a segment; when this returns it survives. Doing so again changes nothing."""
         data = format_segment(lines, note)

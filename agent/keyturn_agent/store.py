@@ -175,6 +175,18 @@ class Store:
         now = clock.now()
         return Stamp(self._boots.boot_id, self._boots.boots, now.mono_us, now.time_us)
 
+    def reopen(self, stamp: Stamp) -> int:
+        """Open the log again after a write that failed, as after a crash.
+
+        :returns: how many entries were there, before the one that may say what was dropped.
+        :raises NoSpaceError: there is still no room; the log stays unusable and this may be tried again.
+        """
+        self.log.close()
+        self.log = NodeLog.open(self.log.folder, self.log.name, self._signer)
+        size = self.log.size
+        self.log.settle(stamp)
+        return size
+
     def may_open_next(self, now_s: int, guard_s: int) -> bool:
         """Whether the guard against incarnations without end lets another one open.
 

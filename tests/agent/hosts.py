@@ -1,6 +1,7 @@
 """An enrolled host in a folder, and runs of its agent in simulated time, in this process."""
 
 from pathlib import Path
+from typing import Any
 
 from keyturn_agent.clock import SimulatedClock
 from keyturn_agent.config import Config
@@ -48,11 +49,14 @@ class Host:
         stop: Stop | None = None,
         drain_s: int = 20,
         checkpoint_s: int = 300,
+        **settings: Any,
     ) -> bool:
         def clock_from(newest_us: int) -> Clock:
             return SimulatedClock(max(START_US, newest_us), self.random.uuid4())
 
-        config = Config(jitter_s=0, drain_s=drain_s, checkpoint_us=checkpoint_s * 1_000_000, incarnation_s=600)
+        config = Config(
+            jitter_s=0, drain_s=drain_s, checkpoint_us=checkpoint_s * 1_000_000, incarnation_s=600, **settings
+        )
         store, clock = Store.open(self.folder, clock_from, self.real_s)
         try:
             source = ReplaySource(
