@@ -20,6 +20,7 @@ from keyturn_agent.cli_source import (
     make_source,
     stop_on_signals,
 )
+from keyturn_agent.cli_verbs import add_verbs
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom
 from keyturn_agent.daemon import Daemon
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("status", parents=[state], help="how this host's log is doing")
     ask.add_argument("--json", action="store_true", help="result as JSON")
     ask.set_defaults(command=_status)
+    add_verbs(commands, state)
     return parser
 
 

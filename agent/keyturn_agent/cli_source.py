@@ -82,9 +82,8 @@ def make_source(arguments: argparse.Namespace, recording: Recording | None, cloc
         # Loads the binding, which a replay doesn't need.
         from keyturn_agent.sources.nvml_source import NvmlSource
 
-        cluster = arguments.slurm_cluster or slurm_cluster()
-        procs = Procs(label=_label(arguments.label), cluster=cluster)
-        return NvmlSource(clock, period_us=arguments.period or _PERIOD_US, attribution=Attribution(procs))
+        attribution = attribution_of(arguments.label, arguments.slurm_cluster)
+        return NvmlSource(clock, period_us=arguments.period or _PERIOD_US, attribution=attribution)
     return ReplaySource(
         recording,
         clock.now().mono_us,
@@ -93,6 +92,11 @@ def make_source(arguments: argparse.Namespace, recording: Recording | None, cloc
         label=arguments.label,
         until_end=arguments.until_end or arguments.fast,
     )
+
+
+def attribution_of(label: str | None, cluster: str | None) -> Attribution:
+    """Whose this host's processes are."""
+    return Attribution(Procs(label=_label(label), cluster=cluster or slurm_cluster()))
 
 
 def _label(text: str | None) -> WorkloadId | None:

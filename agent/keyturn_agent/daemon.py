@@ -4,19 +4,26 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from keyturn_agent import control
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
-from keyturn_agent.errors import StoreError
+from keyturn_agent.errors import RefusedError, StoreError
+from keyturn_agent.live import LiveChip, live_chips
 from keyturn_agent.meter import DESTROYED, Meter, gone_meanwhile
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
 from keyturn_agent.status import Live, read_listed, write_listed, write_live
 from keyturn_agent.store import Store
 from keyturn_agent.writer import Writer
-from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, RetiredBody, ShutdownBody
+from keyturn_protocol.canonical import fit_text
+from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, PausedBody, RetiredBody, ShutdownBody
+from keyturn_protocol.limits import MAX_INT
 
 logger = logging.getLogger(__name__)
 
 _ASK_AGAIN_US: Final = 1_000_000
+_LOOK_US: Final = 1_000_000
+_SAY_S: Final = 2
+"""How often the status is written, in seconds of real time."""
 
 
 class Daemon:
@@ -47,6 +54,10 @@ class Daemon:
         now = clock.now()
         self._meter = Meter(inventory, source.declared, config.interval_us, now.time_us - now.mono_us)
         self._unreadable: list[int] = []
+        self._rows: list[LiveChip] = []
+        self._last: Sample | None = None
+        self._resume_at_us: int | None = None
+        self._said_s = real_s()
         self._seal_at_us = now.mono_us + config.checkpoint_us
         self._beat_at_us = now.mono_us
 
@@ -57,6 +68,8 @@ class Daemon:
         """
         self._courier.start()
         self._carry(ask=True)
+        # Nobody waits any more for what was asked of an agent before this one.
+        control.take(self._store.folder)
         try:
             self._list()
             self._look()
@@ -84,12 +97,15 @@ class Daemon:
             if sample_at_us is None:
                 self._write(self._meter.end("the recording ended"))
                 return "the recording ended"
-            self._clock.wait_until(min(sample_at_us, self._seal_at_us, self._beat_at_us), self._stop)
+            self._clock.wait_until(
+                min(sample_at_us, self._seal_at_us, self._beat_at_us, self._look_at_us()), self._stop
+            )
             if self._stop.requested:
                 self._write(self._meter.flush())
                 return "stopped by the operator"
             now_us = self._clock.now().mono_us
             self._check_clock()
+            self._obey(now_us)
             if now_us >= sample_at_us:
                 self._take(self._source.read(now_us))
             if now_us >= self._beat_at_us:
@@ -98,20 +114,77 @@ class Daemon:
             if now_us >= self._seal_at_us:
                 self._checkpoint()
             self._follow_verifier()
+            if self._real_s() - self._said_s >= _SAY_S:
+                self._say()
 
     def _take(self, sample: Sample) -> None:
         taken = self._meter.take(sample)
         self._unreadable = [chip for chip, reading in enumerate(sample.chips) if reading is None]
+        self._rows = live_chips(self._meter.inventory.chips, self._last, sample)
+        self._last = sample
         self._write(taken.bodies)
         if self._source.inventory_changed:
             self._write(self._meter.relist(self._source.inventory()))
             # A chip that came isn't read yet; the next sample says what is.
-            self._unreadable = []
+            self._unreadable, self._last = [], None
             write_listed(self._store.folder, self._meter.inventory.chips)
             self._checkpoint()
         elif taken.workloads_changed:
             # A workload comes or goes: the head says so without delay.
             self._checkpoint()
+
+    # -- pausing
+
+    def _look_at_us(self) -> int:
+        """When to look for requests again; a replay has no driver that could be in the way."""
+        return MAX_INT if self._source.kind == "replay" else self._clock.now().mono_us + _LOOK_US
+
+    def _obey(self, now_us: int) -> None:
+        """Do what the operator asks, and end a pause that is over."""
+        request = control.take(self._store.folder)
+        if isinstance(request, control.PauseRequest):
+            self._pause(request, now_us)
+        elif request is not None or (self._resume_at_us is not None and now_us >= self._resume_at_us):
+            refused = None if self._resume_at_us is not None else "not_paused"
+            if self._resume_at_us is not None:
+                logger.info("metering goes on")
+                self._source.reopen()
+                self._resume_at_us = None
+                self._say()
+            if request is not None:
+                detail = "metering goes on" if refused is None else "the agent isn't paused"
+                self._answer(request.id, detail, refused)
+
+    def _pause(self, request: control.PauseRequest, now_us: int) -> None:
+        if self._source.kind == "replay":
+            self._answer(request.id, "a replay holds no driver", "not_live")
+            return
+        try:
+            self._source.close()
+        except RefusedError as error:
+            if self._resume_at_us is None:
+                # Nothing was let go, so there is nothing to sign: what hangs is a gap of its own.
+                self._source.reopen()
+            self._answer(request.id, str(error), error.code, error.hint)
+            return
+        self._write([*self._meter.flush(), PausedBody(for_us=request.for_us, reason=request.reason)])
+        self._resume_at_us = now_us + request.for_us
+        self._checkpoint()
+        self._say()
+        self._answer(request.id, "paused", None)
+
+    def _answer(self, request_id: str, detail: str, refused: str | None, hint: str | None = None) -> None:
+        reply = control.Reply(
+            id=request_id,
+            refused=refused,
+            detail=fit_text(detail),
+            hint=None if hint is None else fit_text(hint),
+            until_us=self._paused_until_us(),
+        )
+        control.answer(self._store.folder, reply)
+
+    def _paused_until_us(self) -> int | None:
+        return None if self._resume_at_us is None else self._resume_at_us + self._meter.anchor_us
 
     def _check_clock(self) -> None:
         """Write down that the wall clock was set, if it was."""
@@ -169,6 +242,7 @@ class Daemon:
         self._courier.carry(self._store.log.spool, self._store.log.key, ask=ask)
 
     def _say(self) -> None:
+        self._said_s = self._real_s()
         log = self._store.log
         write_live(
             self._store.folder,
@@ -182,6 +256,9 @@ class Daemon:
                 unreadable=self._unreadable,
                 workloads=[body.id for body in self._meter.present()],
                 last_error=self._courier.last_error,
+                rows=self._rows,
+                unattributed={} if self._last is None else dict(self._last.unattributed),
+                paused_until_us=self._paused_until_us(),
             ),
         )
 

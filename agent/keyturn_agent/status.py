@@ -1,10 +1,12 @@
 """What a state folder says about its host; can be asked while the agent runs, and without it."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from keyturn_agent import files
 from keyturn_agent.errors import StoreError
+from keyturn_agent.live import LiveChip
 from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
@@ -27,6 +29,9 @@ class Live(Record, frozen=True, kw_only=True):
     unreadable: list[UInt]
     workloads: list[str]
     last_error: str | None
+    rows: list[LiveChip]
+    unattributed: dict[str, UInt]
+    paused_until_us: UInt | None
 
 
 class Status(Record, frozen=True, kw_only=True):
@@ -125,6 +130,9 @@ def describe(status: Status) -> str:
     if live is not None:
         lines.append(f"chips      {len(live.chips)}, of which {len(live.unreadable)} cannot be read")
         lines += [f"           {chip}" for chip in live.chips]
+        lines += [f"nobody's   {count} x {reason}" for reason, count in sorted(live.unattributed.items())]
+        if live.paused_until_us is not None:
+            lines.append(f"paused     until {datetime.fromtimestamp(live.paused_until_us // 10**6, UTC).isoformat()}")
         lines.append(f"last error {live.last_error or 'none'}")
     return "\n".join(lines)
 
