@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from starlette.routing import Route
 
 from keyturn_protocol.api import SEGMENTS
+from keyturn_protocol.api_read import OPENAPI
+from keyturn_protocol.canonical import encode
 from keyturn_verifier import problems
+from keyturn_verifier.openapi import document
 from keyturn_verifier.routes import bundle, health, join, log, logs, read, review
 from keyturn_verifier.routes.ingest import Segments
 from keyturn_verifier.service import Service
@@ -30,5 +33,15 @@ def create_app(service: Service) -> FastAPI:
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
     for module in (health, join, log, logs, read, review, bundle):
         app.include_router(module.router(service))
+
+    made: list[bytes] = []
+
+    @app.get(OPENAPI)
+    async def interface() -> Response:
+        """This document."""
+        if not made:
+            made.append(encode(document(app)))
+        return Response(made[0], media_type="application/json")
+
     problems.install(app, service.metrics)
     return app
