@@ -185,12 +185,12 @@ def call(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 class Served:
-    """``keyturn-verifier serve`` as a process of its own."""
+    """``keyturn-verifier serve`` as a process of its own. ``name`` tells replicas of one folder apart."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "") -> None:
         self.state = folder
-        self._port_file = folder.with_name(folder.name + ".port")
-        self._log = folder.with_name(folder.name + ".log")
+        self._port_file = folder.with_name(f"{folder.name}{name}.port")
+        self._log = folder.with_name(f"{folder.name}{name}.log")
 
     def start(self) -> Client:
         """Start and wait until it is ready."""

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.ids import NodeId
 from keyturn_protocol.receive import Accepted, Behind, Fork, Invalid, Refused, Stored, decide
-from keyturn_verifier import translog
 from keyturn_verifier.budget import Budget
+from keyturn_verifier.chores import Chores
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.commit import Change, Committer, Moved, Written
-from keyturn_verifier.db.engine import is_postgres, reading, rolled_back, writing
+from keyturn_verifier.db.engine import reading, rolled_back
 from keyturn_verifier.db.history import history
 from keyturn_verifier.enrolment import Joining
 from keyturn_verifier.errors import OutcomeUnknown, StaleHead
@@ -41,8 +41,6 @@ _AGAIN: Final = 3
 """How often a batch is tried again that the database rolled back."""
 _ROUNDS: Final = 5
 """How often a segment is decided again because another replica moved its log."""
-_LOOK_S: Final = 10
-"""How often a replica that has nothing to do looks for what another one did not publish."""
 
 Answer = bytes | BaseException
 """A receipt, or why there is none."""
@@ -72,7 +70,6 @@ class Ingest:
     def __init__(self, config: Config, engine: Engine, keys: Keys, clock: Clock) -> None:
         self._limits = config.limits
         self._engine = engine
-        self._keys = keys
         self._clock = clock
         self._heads = Heads(config.deployment, config.limits.cached_heads)
         self._committer = Committer(engine, keys.receipt, clock)
@@ -84,9 +81,7 @@ class Ingest:
         self._rates = Rates(config.limits, time.monotonic)
         self._wake = threading.Condition()
         self._stopping = False
-        self._publish_due = True
-        self._published_at = -1.0e9
-        self._look_s = _LOOK_S if is_postgres(engine) else None
+        self._chores = Chores(engine, keys.log, clock, config.limits.publish_interval_ms)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
@@ -124,8 +119,8 @@ class Ingest:
             for group in self._opened(items):
                 self._process(group)
             self._release(items)
-            self._publish()
-        self._publish(force=True)
+            self._chores.run()
+        self._chores.run(last=True)
 
     def _next(self) -> list[Item] | None:
         """The next batch; empty when it is time to publish, None at the end."""
@@ -133,10 +128,8 @@ class Ingest:
             while not self._queue:
                 if self._stopping:
                     return None
-                # A replica that was killed leaves leaves to publish to whoever is there.
-                idle_s = self._limits.publish_interval_ms / 1_000 if self._publish_due else self._look_s
-                if not self._wake.wait(timeout=idle_s) and idle_s is not None:
-                    self._publish_due = True
+                wait_s = self._chores.due_s()
+                if not self._wake.wait(timeout=wait_s) and wait_s is not None:
                     return []
             items = [self._queue.popleft()]
             size = len(items[0].body)
@@ -224,7 +217,7 @@ class Ingest:
                 case Written(known=known):
                     self._heads.put(change.upload.segment.origin, known)
                     item.answer = _receipt(change, known)
-        self._publish_due = True
+        self._chores.appended()
 
     def _decide(self, group: Sequence[Opened]) -> list[tuple[Item, Change]]:
         """The changes of a group, at most one a node; everything else is answered here."""
@@ -254,27 +247,6 @@ class Ingest:
                 else:
                     item.answer = decided
         return changes
-
-    def _publish(self, *, force: bool = False) -> None:
-        """Sign what was appended, at most once in an interval. A failure is tried again next time."""
-        if not self._publish_due:
-            return
-        now = time.monotonic()
-        if not force and now - self._published_at < self._limits.publish_interval_ms / 1_000:
-            return
-        self._published_at = now
-        try:
-            now_us = self._clock()
-            with reading(self._engine) as connection:
-                due = translog.publish_after(connection, now_us, self._limits.publish_interval_ms * 1_000)
-            if due or (force and due is not None):
-                with writing(self._engine) as connection:
-                    translog.publish(connection, self._keys.log, now_us)
-                due = None
-        except (DBAPIError, OutcomeUnknown) as error:
-            log.error("the verifier's log could not be published: %s", error)
-        else:
-            self._publish_due = due is not None
 
 
 def _decide_one(connection: Connection, upload: Upload, against: Known | Expected | None) -> Change | Answer:

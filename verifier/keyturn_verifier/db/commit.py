@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from sqlalchemy import Connection, Engine, insert
+from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keyturn_protocol.canonical import encode, encode_record
@@ -147,7 +147,9 @@ class Committer:
         if isinstance(opening, Joining):
             refusal = token_refusal(connection, opening, now_us)
             if refusal is not None:
-                return refusal
+                # Used up by another replica for this very node, perhaps, while the lock on the token was waited for.
+                there = connection.execute(select(log.c.id).where(log.c.origin == name.origin)).first()
+                return refusal if there is None else Moved()
         genesis = change.decision.genesis if isinstance(change.decision, Accepted) else None
         make = postgresql.insert if is_postgres(connection) else sqlite.insert
         row = make(log).values(
