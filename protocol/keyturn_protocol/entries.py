@@ -440,9 +440,17 @@ def _check_inventory(body: InventoryBody) -> None:
     uuids = {chip.uuid for chip in body.chips}
     if len(uuids) != len(body.chips):
         raise _bad("one chip is listed twice")
+    divided = {chip.uuid for chip in body.chips if chip.role == "mig_parent"}
+    # A parent's own work is counted in its instances: one without any would count for nothing.
+    if childless := divided - {chip.parent for chip in body.chips}:
+        raise _bad("a MIG parent without instances is a whole GPU", got=min(childless))
     for chip in body.chips:
         if (chip.role == "mig_instance") != (chip.parent is not None):
             raise _bad("a MIG instance, and nothing else, has a parent", got=chip.role)
+        if chip.parent is not None and chip.parent not in divided:
+            raise _bad("the parent of a MIG instance is listed beside it", expected="a mig_parent", got=chip.parent)
+        if chip.sms == 0:
+            raise _bad("a chip without SMs computes nothing and is none", got=chip.uuid)
         for field in (*chip.measured_by, *chip.not_measured):
             if field not in FIELDS:
                 raise _bad("not a usage field", expected="a column of usage", got=field)

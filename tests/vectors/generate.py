@@ -957,6 +957,13 @@ def entries() -> Iterator[tuple[str, Case]]:
         "reserved_permit": ("a reserved type", change("shutdown", type="permit"), "not_canonical"),
         "reserved_lease": ("a reserved type", change("shutdown", type="lease"), "not_canonical"),
         "body_of_another_type": ("the body of another type", change("shutdown", type="heartbeat"), "not_canonical"),
+        "mig_parent_alone": (
+            "a MIG parent without instances",
+            body("inventory", chips=[chip("GPU-a", role="mig_parent")]),
+            "bad_entry",
+        ),
+        "mig_instance_of_nothing": ("a MIG instance without its parent", body("inventory", chips=[mig]), "bad_entry"),
+        "chip_without_sms": ("a chip with 0 SMs", body("inventory", chips=[chip("GPU-a", sms=0)]), "bad_entry"),
         "version_2": ("another version", change("shutdown", v=2), "not_canonical"),
         "version_text": ("a version as text", change("shutdown", v="1"), "not_canonical"),
         "version_true": ("true for 1", change("shutdown", v=True), "not_canonical"),

@@ -1,7 +1,9 @@
 """Which chips NVML shows: GPUs, MIG instances as chips beside their parent, and what identifies each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
+
+from msgspec.structs import replace
 
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import GPU_NOT_FOUND, NvmlFailure, Reach
@@ -48,6 +50,14 @@ def discover() -> tuple[list[Identity], int]:
         # Only a new opening of the library counts the GPUs again.
         raise failures[0] if failures else NvmlFailure(GPU_NOT_FOUND, "nvmlDeviceGetCount")
     return found, len(failures)
+
+
+def with_roles(chips: Sequence[Chip]) -> list[Chip]:
+    """The chips as an inventory lists them: a GPU in MIG mode that has no instances yet is nobody's parent."""
+    parents = {chip.parent for chip in chips}
+    return [
+        replace(chip, role="gpu") if chip.role == "mig_parent" and chip.uuid not in parents else chip for chip in chips
+    ]
 
 
 def mig_uuids(parent: nvml.Handle) -> frozenset[str]:

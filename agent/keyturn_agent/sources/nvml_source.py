@@ -30,6 +30,7 @@ from keyturn_agent.sources.nvml_causes import (
 )
 from keyturn_agent.sources.nvml_gpm import MIN_SPACING_US
 from keyturn_agent.sources.nvml_host import NvmlHost, Snapshot
+from keyturn_agent.sources.nvml_inventory import with_roles
 from keyturn_agent.sources.nvml_session import Versions
 from keyturn_agent.sources.worker import CallHungError, Worker
 from keyturn_protocol.entries import Chip, InventoryBody, Share, Slug, Source
@@ -110,7 +111,7 @@ class NvmlSource:
             # Opening has taken a GPM sample.
             self._due_us = self._clock.now().mono_us + MIN_SPACING_US
         return InventoryBody(
-            chips=list(self._listed),
+            chips=with_roles(self._listed),
             driver_version=self._versions.driver,
             nvml_version=self._versions.nvml,
             cuda_version=self._versions.cuda,
