@@ -1,7 +1,6 @@
 """``keyturn-verifier init | serve | token | export``. Results on stdout, talk on stderr; only this module exits."""
 
 import argparse
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment
 from keyturn_protocol.limits import TEXT_CHARS
-from keyturn_verifier import config, state, tokens
+from keyturn_verifier import config, logs, state, tokens
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
@@ -34,11 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """One call of the program; returns its exit status."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="keyturn-verifier: %(levelname)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         options = _parser().parse_args(arguments)
+        logs.configure(getattr(options, "log_format", "text"))
         options.run(options)
     except (VerifierError, ProtocolError) as error:
         print(f"keyturn: error: {error}", file=sys.stderr)
@@ -68,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8642, help="0 takes a free one")
     serve.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here when ready")
+    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https: certificate and chain, PEM")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's key, PEM")
+    serve.add_argument("--log-format", choices=logs.FORMATS, default="text", help="how to log on stderr")
     serve.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
 
     token = commands.add_parser("token", help="join tokens for agents, bearer tokens for readers", allow_abbrev=False)
@@ -110,9 +110,12 @@ def _serve(options: argparse.Namespace) -> None:
         )
     if not 0 <= options.port <= 65_535:
         raise UsageError(f"--port: must be 0 … 65535 (got {options.port})")
-    from keyturn_verifier.server import serve  # the web framework is only loaded to serve
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    from keyturn_verifier.server import Tls, serve  # the web framework is only loaded to serve
 
-    serve(config.load(options.state), options.host, options.port, options.port_file, wall_clock)
+    tls = None if options.tls_cert is None else Tls(options.tls_cert, options.tls_key)
+    serve(config.load(options.state), options.host, options.port, options.port_file, wall_clock, tls)
 
 
 def _token_create(options: argparse.Namespace) -> None:

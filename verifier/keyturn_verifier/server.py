@@ -4,26 +4,40 @@ import asyncio
 import gc
 import signal
 import socket
+import ssl
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from keyturn_protocol.api import ProblemCode
 from keyturn_verifier import config, keyfiles, service, state
 from keyturn_verifier.app import create_app
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.errors import VerifierError
+from keyturn_verifier.problems import Refusal, answer
 
 DRAIN_S = 20
 """How long requests that are under way may take after SIGTERM."""
 
 
-def serve(settings: config.Config, host: str, port: int, port_file: Path | None, clock: Clock) -> None:
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate with its chain, and its key: PEM files. Put new ones in place and restart to renew."""
+
+    cert: Path
+    key: Path
+
+
+def serve(
+    settings: config.Config, host: str, port: int, port_file: Path | None, clock: Clock, tls: Tls | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was taken and return.
 
-    :raises VerifierError: the state directory is served already, or the address is taken.
+    :raises VerifierError: the state directory is served already, the address is taken, or a certificate is no good.
     """
     with state.serving(settings):
         keys = keyfiles.load(settings.state, settings.deployment)
@@ -35,14 +49,17 @@ def serve(settings: config.Config, host: str, port: int, port_file: Path | None,
                 gc.freeze()
                 gc.set_threshold(50_000, 20, 100)
                 built = service.build(settings, engine, keys, clock)
-                _Server(configure(built), listener, port_file).run_until_signal()
+                _Server(configure(built, tls), listener, port_file).run_until_signal()
         finally:
             engine.dispose()
 
 
-def configure(built: service.Service) -> uvicorn.Config:
-    """How uvicorn serves a verifier."""
-    return uvicorn.Config(
+def configure(built: service.Service, tls: Tls | None = None) -> uvicorn.Config:
+    """How uvicorn serves a verifier.
+
+    :raises VerifierError: a certificate or key that can't be used.
+    """
+    made = uvicorn.Config(
         create_app(built),
         http=_protocol(built.config.limits),
         loop="uvloop",
@@ -54,7 +71,18 @@ def configure(built: service.Service) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,
+        ssl_certfile=None if tls is None else tls.cert,
+        ssl_keyfile=None if tls is None else tls.key,
     )
+    try:
+        made.load()
+    except (ssl.SSLError, OSError) as error:
+        if tls is None:
+            raise
+        raise VerifierError(f"--tls-cert {tls.cert}, --tls-key {tls.key}: {error}") from None
+    if made.ssl is not None:
+        made.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -93,7 +121,8 @@ class _Server(uvicorn.Server):
             temporary.write_text(f"{port}\n")
             temporary.replace(self._port_file)
         shown = f"[{host}]" if ":" in host else host
-        print(f"keyturn-verifier: ready on http://{shown}:{port}", file=sys.stderr, flush=True)
+        scheme = "http" if self.config.ssl is None else "https"
+        print(f"keyturn-verifier: ready on {scheme}://{shown}:{port}", file=sys.stderr, flush=True)
 
 
 def _drained(_number: int, _frame: FrameType | None) -> None:
@@ -133,6 +162,14 @@ def _protocol(limits: config.Limits) -> type[HttpToolsProtocol]:
             self._in_head = False
             self._on_time()
             super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            # What is no HTTP never reaches the application: the same shape of answer, from here.
+            status, headers, body = answer(Refusal(ProblemCode.BAD_REQUEST, msg))
+            headers |= {"content-length": str(len(body)), "connection": "close"}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            self.transport.write(f"HTTP/1.1 {status} Bad Request\r\n{lines}\r\n".encode() + body)
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._on_time()
