@@ -11,6 +11,7 @@ from typing import Final
 
 from keyturn_agent import __version__
 from keyturn_agent.cli_config import add_config, add_settings, config_of, courier_of
+from keyturn_agent.cli_last_words import add_last_words
 from keyturn_agent.cli_source import (
     add_label,
     add_nvml,
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add_settings(run)
     run.set_defaults(command=_run)
 
+    add_last_words(commands, state)
     ask = commands.add_parser("status", parents=[state], help="how this host's log is doing")
     ask.add_argument("--json", action="store_true", help="result as JSON")
     ask.set_defaults(command=_status)

@@ -65,6 +65,7 @@ class Courier:
         self._spool: Spool | None = None
         self._keys: Keys | None = None
         self._progress = Progress(0)
+        self._next: tuple[Spool, VerifierKey] | None = None
         self._leave: Leave | None = None
         self._hurry = self._stop = False
         self._more = False
@@ -76,16 +77,27 @@ class Courier:
 
     # -- for the daemon's thread
 
-    def carry(self, spool: Spool, node_key: VerifierKey, *, ask: bool) -> None:
+    def carry(
+        self, spool: Spool, node_key: VerifierKey, *, ask: bool, before: tuple[Spool, VerifierKey] | None = None
+    ) -> None:
         """From here on upload this log, from the first entry that has no receipt.
 
+        :param before: a log, and its key, whose end the verifier has to take first.
         :param ask: first ask the verifier for its newest head of the log, see :attr:`asked`.
         """
         with self._changed:
             self._asked = not ask
-            self._spool, self._keys = spool, Keys(node_key, self._receipt_key)
-            self._progress, self._leave, self._more = Progress(spool.receipted), None, True
+            self._next = None
+            if before is not None:
+                self._next = (spool, node_key)
+                spool, node_key = before
+            self._begin(spool, node_key)
+            self._leave, self._more = None, True
             self._changed.notify_all()
+
+    def _begin(self, spool: Spool, node_key: VerifierKey) -> None:
+        self._spool, self._keys = spool, Keys(node_key, self._receipt_key)
+        self._progress = Progress(spool.receipted)
 
     def start(self) -> None:
         self._thread.start()
@@ -149,7 +161,7 @@ class Courier:
             self._thread.join(timeout=1)
 
     def _done(self) -> bool:
-        return self._spool is not None and self._progress.position >= self._spool.end
+        return self._spool is not None and self._next is None and self._progress.position >= self._spool.end
 
     # -- the courier's thread
 
@@ -195,6 +207,8 @@ class Courier:
         try:
             upload = spool.upload(progress.position)
             if upload is None:
+                if progress.position >= spool.end and self._go_on(keys):
+                    return True
                 if progress.position < spool.first:
                     why = f"the verifier has {progress.position} entries; those up to {spool.first} were removed here"
                     self._ask_to_leave(keys, "rejected", f"{why}, long after it had receipted them")
@@ -206,6 +220,16 @@ class Courier:
             return False
         self._settle(outcome, progress.after(outcome, upload.end), keys)
         return True
+
+    def _go_on(self, keys: Keys) -> bool:
+        """After the end of one log, begin on the one that follows it; returns whether there is one."""
+        with self._changed:
+            if self._keys is not keys or self._next is None:
+                return False
+            self._begin(*self._next)
+            self._next = None
+            self._changed.notify_all()
+            return True
 
     def _send(self, upload: Upload, spool: Spool, keys: Keys) -> Outcome:
         try:

@@ -239,7 +239,7 @@ class Daemon:
         self._checkpoint()
 
     def _carry(self, *, ask: bool) -> None:
-        self._courier.carry(self._store.log.spool, self._store.log.key, ask=ask)
+        self._courier.carry(self._store.log.spool, self._store.log.key, ask=ask, before=self._store.before)
 
     def _say(self) -> None:
         self._said_s = self._real_s()

@@ -2,7 +2,7 @@
 
 config.json   whose host this is (written last at enrolment)     mode 0600, as all of them
 trust.json    the pinned keys of the verifier, byte for byte
-key           the log's key
+key           the log's key; beside it key.next and rolled.json, see :mod:`~keyturn_agent.keyring`
 boots.json    the kernel's boot id and our count of boots
 lock          held by the process that runs, with its id
 status.json   what it says about itself; may be lost
@@ -20,15 +20,16 @@ from typing import Final, Literal
 from keyturn_agent import files
 from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_trust
 from keyturn_agent.errors import DamagedError, RefusedError, StoreError, UsageError
+from keyturn_agent.keyring import Keyring
 from keyturn_agent.log import NodeLog
 from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
-from keyturn_agent.signer import FileSigner
 from keyturn_agent.spool import Spool
 from keyturn_protocol.canonical import Record, UInt, decode, encode, fit_text
-from keyturn_protocol.entries import BootId, Previous
+from keyturn_protocol.entries import BootId, KeyRollBody, Previous, key_roll_message
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, NodeId
+from keyturn_protocol.keys import VerifierKey
 from keyturn_protocol.merkle import EMPTY_ROOT
 from keyturn_protocol.segment import node_key
 
@@ -63,8 +64,12 @@ class FolderLock:
                 f"the state folder {folder} is in use by process {holder}",
                 hint="one agent writes one log; stop that process, or give this host a folder of its own",
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -133,31 +138,42 @@ def read_enrolment(folder: Path) -> tuple[Enrolment, Pinned]:
 class Store:
     """An enrolled host's state, open for writing."""
 
-    def __init__(self, folder: Path, lock: FolderLock, signer: Signer, enrolment: Enrolment, pinned: Pinned) -> None:
+    def __init__(self, folder: Path, lock: FolderLock, keyring: Keyring, enrolment: Enrolment, pinned: Pinned) -> None:
         self.folder = folder
         self.enrolment = enrolment
         self.pinned = pinned
         self._lock = lock
-        self._signer = signer
+        self.keyring = keyring
+        self._signer: Signer
+        self._before: tuple[Spool, VerifierKey] | None = None
         self._boots = Boots(v=1, boot_id="00000000-0000-0000-0000-000000000000", boots=0)
         self.log: NodeLog
 
     @classmethod
-    def open(cls, folder: Path, make_clock: Callable[[int], Clock], now_s: int) -> tuple["Store", Clock]:
+    def open(
+        cls, folder: Path, make_clock: Callable[[int], Clock], now_s: int, *, retired: bool = False
+    ) -> tuple["Store", Clock]:
         """Open the folder and the newest log in it, as a crash or an orderly end left them.
 
         :param make_clock: a clock that doesn't start before the given UTC µs, the newest in the log.
         :param now_s: the host's real time, for the guard of :meth:`next_incarnation`.
+        :param retired: open the log of a retired host too, to which nothing can be added.
+        :raises RefusedError: ``retired``.
         """
         make_folder(folder)
         lock = FolderLock(folder)
         try:
             enrolment, pinned = read_enrolment(folder)
-            signer = FileSigner.load(folder / "key")
-            if signer.public_key.hex() != enrolment.public_key:
-                raise StoreError("bad_state", f"{folder}/key is not the key that was enrolled")
-            store = cls(folder, lock, signer, enrolment, pinned)
-            return store, store._open_log(make_clock, now_s)
+            store = cls(folder, lock, Keyring(folder, enrolment), enrolment, pinned)
+            clock = store._open_log(make_clock, now_s)
+            if store.log.chain.closed == "retired" and not retired:
+                store.log.close()
+                raise RefusedError(
+                    "retired",
+                    "this host was retired: its log has ended",
+                    hint="a host that comes back is enrolled anew, in a new state folder",
+                )
+            return store, clock
         except BaseException:
             lock.release()
             raise
@@ -196,6 +212,35 @@ class Store:
 
     def next_incarnation(self, reason: Reason, detail: str, stamp: Stamp, now_s: int) -> None:
         """Leave the log as it is and open the next one."""
+        if self._before is not None:
+            # The verifier never took the end of the log before: it knows the old key only.
+            self.keyring.cancel()
+            self._before = None
+        self._follow(reason, detail, stamp, now_s)
+
+    def roll_key(self, stamp: Stamp, now_s: int) -> None:
+        """End the log with the next key's announcement, and open the next incarnation under that key."""
+        name, following = self.log.name, self.keyring.next()
+        message = key_roll_message(name.origin, self.log.size, self._signer.public_key, following.public_key)
+        body = KeyRollBody(
+            next_incarnation=name.incarnation + 1,
+            next_public_key=following.public_key.hex(),
+            next_signature=following.sign(message).hex(),
+        )
+        # After this the log has ended; a start after a crash goes on from here.
+        self.log.append([body], stamp)
+        self._finish_roll(stamp, now_s)
+
+    def _finish_roll(self, stamp: Stamp, now_s: int) -> None:
+        self.log.seal()
+        if (key := self.log.chain.next_key) is None:
+            raise StoreError("bad_state", f"{self.log.folder} names no next key")
+        self.keyring.roll(self.incarnation + 1, bytes.fromhex(key))
+        self._follow("key_roll", "the key was rolled", stamp, now_s)
+        self._find_before()
+
+    def _follow(self, reason: Reason | Literal["key_roll"], detail: str, stamp: Stamp, now_s: int) -> None:
+        """Leave the log as it is and open the next one."""
         before = self.log
         before.close()
         self._create(
@@ -206,6 +251,27 @@ class Store:
             now_s,
         )
 
+    @property
+    def before(self) -> tuple[Spool, VerifierKey] | None:
+        """The log that ended with the newest key roll, and its key, while its end has no receipt."""
+        return self._before
+
+    def settle_keys(self) -> None:
+        """Remove the old key once the end of its log is receipted."""
+        if self._before is not None and self._before[0].receipted < self._before[0].end:
+            return
+        self._before = None
+        if self.log.opened.reason == "key_roll" and self.keyring.drop_old():
+            logger.warning("the old key was removed; %s has the new one", self.log.name.origin)
+
+    def _find_before(self) -> None:
+        if self.log.opened.reason != "key_roll" or not (self.folder / "key.next").exists():
+            return
+        name = self._name(self.incarnation - 1)
+        key = node_key(name.origin, self.keyring.signer(name.incarnation).public_key)
+        self._before = (Spool(self.folder / "logs" / str(name.incarnation), key), key)
+        self.settle_keys()
+
     def _open_log(self, make_clock: Callable[[int], Clock], now_s: int) -> Clock:
         with files.doing(f"opening {self.folder}/logs"):
             found = sorted(int(p.name) for p in (self.folder / "logs").iterdir() if p.name.isdigit())
@@ -214,6 +280,7 @@ class Store:
         name = self._name(found[-1])
         folder = self.folder / "logs" / str(found[-1])
         try:
+            self._signer = self.keyring.signer(found[-1])
             self.log = NodeLog.open(folder, name, self._signer)
         except DamagedError as error:
             logger.error("%s", error)
@@ -229,10 +296,16 @@ class Store:
         newest = None if chain.boot_id is None else Boots(v=1, boot_id=chain.boot_id, boots=chain.boots)
         self._boots = self._count_boot(clock.boot_id, newest)
         self.log.settle(self.stamp(clock))
+        if self.log.chain.closed == "key_roll":
+            # A roll that was cut short.
+            self._finish_roll(self.stamp(clock), now_s)
+        else:
+            self._find_before()
         return clock
 
     def _create(self, after: int, previous: Previous, detail: str, stamp: Stamp, now_s: int) -> None:
         name = self._name(after + 1)
+        self._signer = self.keyring.signer(name.incarnation)
         body = genesis(self._signer.public_key, self.enrolment.source, self.enrolment.trust_sha256, previous)
         opened = Opened(v=1, opened_s=now_s, reason=previous.reason, detail=fit_text(detail))
         folder = self.folder / "logs" / str(name.incarnation)

@@ -118,6 +118,7 @@ class Writer:
             self._reopen(self._failed)
             if self._failed is not None:
                 return
+        self._store.settle_keys()
         room = self._room()
         before, self._pressure = self._pressure, follow(self._pressure, room, self._config)
         if before.level is self._pressure.level:
@@ -195,7 +196,8 @@ class Writer:
             return
         finally:
             # The files are the same; whoever uploads has to see those of the log that is open now.
-            self._courier.carry(self._store.log.spool, self._store.log.key, ask=not self._courier.asked)
+            log = self._store.log
+            self._courier.carry(log.spool, log.key, ask=not self._courier.asked, before=self._store.before)
         # What the failed write did leave on the disk is not written again.
         left = failed.held if failed.size < 0 else failed.held[size - failed.size :]
         self._failed = None

@@ -122,6 +122,14 @@ class FakeVerifier:
         return self.interfere(call, answer)
 
     def _key_of(self, name: LogName) -> bytes | None:
+        """The key of the log before, unless that one ended by naming another."""
+        keys = {parse_origin(origin).incarnation: log.head for origin, log in self.logs.items()
+                if parse_origin(origin).node_id == name.node_id}  # fmt: skip
+        if name.incarnation in keys:
+            return keys[name.incarnation].public_key
+        if earlier := [number for number in keys if number < name.incarnation]:
+            head = keys[max(earlier)]
+            return head.public_key if head.chain.next_key is None else bytes.fromhex(head.chain.next_key)
         for origin, key in self.joined.items():
             if parse_origin(origin).node_id == name.node_id:
                 return key

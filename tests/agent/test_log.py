@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -31,6 +32,8 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, number: int, *, half: bool) -> Ite
         real = getattr(os, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                return real(*args, **kwargs)
             if len(seen) >= number:
                 raise Crash
             seen.append(name)
