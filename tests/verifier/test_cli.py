@@ -6,6 +6,7 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,24 @@ def test_a_signal_drains_and_ends_with_0(folder: Path, number: int) -> None:
     assert token not in served.log()
     with_note = Verifier(folder.parent)
     assert [size for size, _ in with_note.dump_checkpoints()][-1] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("when", ["run", "startup"])
+def test_a_signal_while_the_server_starts_is_not_lost(folder: Path, number: int, when: str) -> None:
+    program = (
+        "import os, sys\n"
+        "from keyturn_verifier import cli, server\n"
+        "from uvicorn import Server\n"
+        f"begin = Server.{when}\n"
+        "def signalled(*arguments, **named):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    return begin(*arguments, **named)\n"
+        f"Server.{when} = signalled\n"
+        "sys.exit(cli.run(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, "serve", "--state", str(folder), "--port", "0"]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
 def test_tokens_and_exports_work_while_the_server_runs(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -106,14 +105,16 @@ class _Server(uvicorn.Server):
         self._port_file = port_file
 
     def run_until_signal(self) -> None:
-        # uvicorn drains on these and then raises them again, for whoever was listening before: nobody needs to.
+        # uvicorn listens to these once its loop runs, drains on them, and then raises them again, for whoever was
+        # listening before. Its own handler does both: one that comes before the loop isn't lost, one raised again
+        # changes nothing.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _drained)
+            signal.signal(number, self.handle_exit)
         self.run(sockets=[self._listener])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.should_exit:
+        if not self.started:
             raise VerifierError("the server could not start")
         host, port = self._listener.getsockname()[:2]
         if self._port_file is not None:
@@ -123,10 +124,6 @@ class _Server(uvicorn.Server):
         shown = f"[{host}]" if ":" in host else host
         scheme = "http" if self.config.ssl is None else "https"
         print(f"keyturn-verifier: ready on {scheme}://{shown}:{port}", file=sys.stderr, flush=True)
-
-
-def _drained(_number: int, _frame: FrameType | None) -> None:
-    """The signal was acted upon already."""
 
 
 def _protocol(limits: config.Limits) -> type[HttpToolsProtocol]:
