@@ -59,7 +59,8 @@ def workload_of(cgroup: str, cluster: str) -> WorkloadId | None:
     found = []
     for line in cgroup.splitlines():
         path = line.split(":", 2)[2:]
-        if path and (owner := _owner(path[0], cluster)) is not None:
+        # A group can be removed before its last process is.
+        if path and (owner := _owner(path[0].removesuffix(" (deleted)"), cluster)) is not None:
             found.append(owner)
     return min(found, key=lambda owner: KINDS.index(owner.partition(":")[0]), default=None)
 

@@ -55,18 +55,23 @@ class Reply(Record, frozen=True, kw_only=True):
 def take(folder: Path) -> Request | None:
     """The request that waits, if any; it is taken away, whatever it is."""
     path = folder / "request.json"
+    data = b""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError:
-        path.unlink(missing_ok=True)
-        return None
+        fd = -1
     try:
-        data = os.read(fd, _BYTES)
-    finally:
-        os.close(fd)
+        if fd >= 0:
+            try:
+                data = os.read(fd, _BYTES)
+            finally:
+                os.close(fd)
         path.unlink(missing_ok=True)
+    except OSError:
+        # What can't be taken away would be done again and again.
+        return None
     try:
         request: Request = decode(data, Request)
     except ProtocolError:

@@ -104,7 +104,7 @@ class Procs:
             uid = real_uid((folder / "status").read_bytes())
         except PermissionError:
             return _Unknown(HIDDEN)
-        except OSError:
+        except (OSError, ValueError):
             return _Unknown(GONE)
         workload = workload_of(cgroup, self._cluster)
         if workload is not None:
@@ -113,12 +113,11 @@ class Procs:
 
     def _start(self, pid: int) -> "StartTime | _Unknown":
         try:
-            stat = (self._root / str(pid) / "stat").read_bytes()
+            return start_time((self._root / str(pid) / "stat").read_bytes())
         except PermissionError:
             return _Unknown(HIDDEN)
-        except OSError:
+        except (OSError, ValueError):
             return _Unknown(GONE)
-        return start_time(stat)
 
 
 class Attribution:
@@ -144,13 +143,25 @@ class _Unknown:
 
 
 def start_time(stat: bytes) -> StartTime:
-    """Field 22 of ``/proc/<pid>/stat``; the name before it, in brackets, may hold anything (proc(5))."""
-    return StartTime(int(stat.rpartition(b")")[2].split()[19]))
+    """Field 22 of ``/proc/<pid>/stat``; the name before it, in brackets, may hold anything (proc(5)).
+
+    :raises ValueError: it isn't there: the process went while it was read.
+    """
+    fields = stat.rpartition(b")")[2].split()
+    if len(fields) < 20:
+        raise ValueError("no start time")
+    return StartTime(int(fields[19]))
 
 
 def real_uid(status: bytes) -> int:
-    """Of ``/proc/<pid>/status``. The folder's own owner is root's as soon as a process says that it isn't dumpable."""
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(b"Uid:"))
+    """Of ``/proc/<pid>/status``. The folder's own owner is root's as soon as a process says that it isn't dumpable.
+
+    :raises ValueError: it isn't there.
+    """
+    for line in status.splitlines():
+        if line.startswith(b"Uid:"):
+            return int(line.split()[1])
+    raise ValueError("no uid")
 
 
 def in_host_pids(root: Path = PROC) -> bool:

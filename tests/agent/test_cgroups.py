@@ -59,6 +59,7 @@ V2 = {
     "/system.slice/containerd.service": "systemd:containerd.service",
     "/system.slice/a\\x2db.service": "systemd:a\\x2db.service",
     "/init.scope": "systemd:init.scope",
+    "/system.slice/gone.service (deleted)": "systemd:gone.service",
     # users
     "/user.slice/user-1000.slice/session-3.scope": "user:1000",
     "/user.slice/user-1000.slice/user@1000.service/app.slice/jupyter.service": "user:1000",

@@ -61,6 +61,15 @@ def test_a_chip_that_stays_is_measured_across_the_change() -> None:
     assert (gap.chips, gap.cause) == ([0], "newly_listed")
 
 
+def test_parts_of_a_unit_are_carried_across_the_change() -> None:
+    half = reading(sm_clock_mhz=1000, tensor_ppm=500)
+    metered = meter("a")
+    bodies = [body for s in range(2) for body in metered.take(sample(s, half)).bodies]
+    bodies += metered.relist(listed("a"))
+    bodies += [*metered.take(sample(2, half)).bodies, *metered.flush()]
+    assert sum(b.tensor_mcycles[0] or 0 for b in bodies if isinstance(b, UsageBody)) == 1
+
+
 def test_a_loss_that_goes_on_keeps_its_beginning_and_gets_its_new_number() -> None:
     metered = meter("a", "b")
     bodies: list[Body] = []

@@ -191,6 +191,16 @@ def test_what_is_no_request_is_taken_away_and_nothing_is_done(tmp_path: Path, ma
     assert not (tmp_path / "request.json").exists()
 
 
+def test_what_cannot_be_taken_away_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control._put(tmp_path / "request.json", encode(pause(10)))
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert control.take(tmp_path) is None
+
+
 def test_asking_without_an_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="no agent runs"):
         control.ask(tmp_path, pause(10), 1)

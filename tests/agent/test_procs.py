@@ -77,6 +77,15 @@ def test_a_process_that_is_moved_is_found_in_its_new_group(proc: Proc) -> None:
     assert [procs.workloads([10])[10] for _ in range(12)][-1] == "slurm:lab:7"
 
 
+@pytest.mark.parametrize("name", ["stat", "status"])
+def test_what_went_while_it_was_read_is_gone(proc: Proc, name: str) -> None:
+    proc.add(10, "/")
+    (proc.root / "10" / name).write_bytes(b"")
+    procs = Procs(proc.root)
+    assert procs.workloads([10]) == {10: None}
+    assert procs.unattributed == {GONE: 1}
+
+
 def test_in_a_pid_namespace_of_its_own_nothing_is_looked_up(tmp_path: Path) -> None:
     proc = Proc(tmp_path / "proc", "pid:[4026532999]")
     proc.add(10, "/system.slice/innocent.service")
