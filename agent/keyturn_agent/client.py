@@ -2,6 +2,8 @@
 
 import os
 import time
+from base64 import b64encode
+from collections.abc import Mapping
 from typing import Any, Final
 
 import urllib3
@@ -11,7 +13,7 @@ from keyturn_agent import __version__
 from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
 from keyturn_agent.route import proxy_for, trust_context
-from keyturn_protocol.api import JOIN, LOG, SEGMENT_TYPE, SEGMENTS, head_path
+from keyturn_protocol.api import JOIN, LOG, RECEIPT_HEADER, SEGMENT_TYPE, SEGMENTS, head_path
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.limits import NOTE_BYTES
 
@@ -57,8 +59,9 @@ class HttpVerifier:
     def join(self, request: bytes) -> Answer:
         return self._exchange("POST", JOIN, request, "application/json")
 
-    def send_segment(self, frame: bytes) -> Answer:
-        return self._exchange("POST", SEGMENTS, frame, SEGMENT_TYPE)
+    def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
+        shown = {} if receipt is None else {RECEIPT_HEADER: b64encode(receipt).decode()}
+        return self._exchange("POST", SEGMENTS, frame, SEGMENT_TYPE, shown)
 
     def head(self, origin: str) -> Answer:
         name = parse_origin(origin)
@@ -70,8 +73,15 @@ class HttpVerifier:
     def close(self) -> None:
         self._pool.clear()
 
-    def _exchange(self, method: str, path: str, body: bytes | None = None, kind: str | None = None) -> Answer:
-        headers = dict(self._headers)
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        kind: str | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> Answer:
+        headers = {**self._headers, **(more or {})}
         if kind is not None:
             headers["Content-Type"] = kind
         try:

@@ -233,7 +233,7 @@ class Courier:
 
     def _send(self, upload: Upload, spool: Spool, keys: Keys) -> Outcome:
         try:
-            answer: Answer = self._verifier.send_segment(upload.frame())
+            answer: Answer = self._verifier.send_segment(upload.frame(), upload.receipt)
         except UnreachableError as error:
             return Retry(str(error), 0, alarm=False)
         return judge(answer, upload.text, keys, spool.root_at, spool.end)

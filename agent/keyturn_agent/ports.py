@@ -198,7 +198,9 @@ class Verifier(Protocol):
 
     def join(self, request: bytes) -> Answer: ...
 
-    def send_segment(self, frame: bytes) -> Answer: ...
+    def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
+        """Send a segment. ``receipt``: the one that we hold for it, from a verifier that has forgotten it."""
+        ...
 
     def head(self, origin: str) -> Answer:
         """The newest checkpoint that the verifier has of a node's log, with its receipt."""

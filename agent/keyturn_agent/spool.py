@@ -45,6 +45,8 @@ class Upload:
     end: int
     text: bytes
     data: bytes
+    receipt: bytes | None = None
+    """The receipt that we hold for exactly this: the verifier lost it, and is shown it."""
 
     def frame(self) -> bytes:
         """The bytes in a zstd frame."""
@@ -60,6 +62,7 @@ class Spool:
         self._lock = threading.Lock()
         self._ends: dict[int, int] = {}
         self._starts: dict[int, int] = {}
+        self._receipts: dict[int, Path] = {}
         self.receipted = 0
         """Size of the newest head that the verifier has receipted."""
         self.first = removed_end(folder)
@@ -67,6 +70,7 @@ class Spool:
         for start, end, kind in ranges(folder):
             if kind != SEGMENT:
                 self.receipted = max(self.receipted, end)
+                self._receipts[end] = folder / f"{start}-{end}.receipt"
             elif end > self.first:
                 self._ends[start] = end
                 self._starts[end] = start
@@ -102,6 +106,8 @@ class Spool:
         """Keep a receipt that was verified; when this returns it survives."""
         with files.doing(f"writing a receipt to {self.folder}"):
             files.replace(self.folder / f"{start}-{end}.receipt", receipt)
+        with self._lock:
+            self._receipts[end] = self.folder / f"{start}-{end}.receipt"
         self.receipted = max(self.receipted, end)
 
     def start_of(self, end: int) -> int | None:
@@ -139,7 +145,9 @@ class Spool:
         lines: list[bytes] = []
         last: Segment | None = None
         size = 0
-        while (end := self._next(start + len(lines))) is not None:
+        # What was receipted before is sent again in the same pieces, so that each can go with its receipt.
+        until = self._receipted_after(start)
+        while (end := self._next(start + len(lines))) is not None and (until is None or end <= until):
             if last is not None and end - start > SEGMENT_ENTRIES:
                 break
             segment = self._load(start + len(lines), end)
@@ -151,7 +159,21 @@ class Spool:
             last = segment
         if last is None:
             return None
-        return Upload(start, last.end, last.note.text, format_segment(lines, last.note))
+        receipt = self._receipt(last.end) if last.end == until else None
+        return Upload(start, last.end, last.note.text, format_segment(lines, last.note), receipt)
+
+    def _receipted_after(self, start: int) -> int | None:
+        """The next size after ``start`` that we hold a receipt for."""
+        with self._lock:
+            return min((end for end in self._receipts if end > start), default=None) if start < self.receipted else None
+
+    def _receipt(self, end: int) -> bytes | None:
+        with self._lock:
+            path = self._receipts[end]
+        try:
+            return path.read_bytes()
+        except OSError:
+            return None  # then the verifier signs another
 
     def _next(self, start: int) -> int | None:
         with self._lock:

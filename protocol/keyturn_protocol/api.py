@@ -36,6 +36,8 @@ def head_path(node_id: str, incarnation: int) -> str:
 
 SEGMENT_TYPE: Final = "application/vnd.keyturn.segment+zstd"
 """A zstd frame of a segment's bytes. ``text/plain`` is the same bytes uncompressed."""
+RECEIPT_HEADER: Final = "Keyturn-Receipt"
+"""With a segment that is sent again: the receipt line that the node holds for exactly this segment, in base64."""
 PLAIN_TYPE: Final = "text/plain; charset=utf-8"
 PROBLEM_TYPE: Final = "application/problem+json"
 

@@ -78,6 +78,8 @@ class FindingCode(StrEnum):
     """Signed entries that break the format or the chain."""
     UNLOGGED_RECEIPT = "unlogged_receipt"
     """A receipt whose checkpoint is not in the verifier's log."""
+    VERIFIER_ROLLBACK = "verifier_rollback"
+    """The verifier lost entries that it had receipted; the node showed its receipt and sent them again."""
 
 
 SEVERITY: Final[Mapping[FindingCode, Severity]] = {
@@ -98,6 +100,7 @@ SEVERITY: Final[Mapping[FindingCode, Severity]] = {
     FindingCode.FORK: Severity.CRITICAL,
     FindingCode.INVALID_ENTRIES: Severity.CRITICAL,
     FindingCode.UNLOGGED_RECEIPT: Severity.HIGH,
+    FindingCode.VERIFIER_ROLLBACK: Severity.HIGH,
 }
 
 _RANK: Final = {severity: rank for rank, severity in enumerate(reversed(Severity))}

@@ -92,7 +92,7 @@ class FakeVerifier:
         response = JoinResponse(origin=key.name, organisation="lab", site="north")
         return self._answer("join", Answer(200, "application/json", None, encode(response)))
 
-    def send_segment(self, frame: bytes) -> Answer:
+    def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
         with self.lock:
             return self._answer("segment", self._receive(decompress(frame)))
 

@@ -5,6 +5,7 @@ client.join(node, token)
 receipt = client.post(node.segment(node.genesis(), node.inventory(chips=2), *node.usage(6)))
 """
 
+import base64
 import random
 import threading
 from collections.abc import Sequence
@@ -317,9 +318,12 @@ class Client:
     def get(self, path: str, token: str | None = None) -> Reply:
         return self.request("GET", path, None, **({} if token is None else {"authorization": f"Bearer {token}"}))
 
-    def post(self, segment: bytes) -> Reply:
-        """Send a segment, compressed."""
-        return self.post_raw(zstd.compress(segment))
+    def post(self, segment: bytes, *, shown: bytes | None = None) -> Reply:
+        """Send a segment, compressed. ``shown``: a receipt for it."""
+        if shown is None:
+            return self.post_raw(zstd.compress(segment))
+        named = {"content_type": api.SEGMENT_TYPE, "keyturn_receipt": base64.b64encode(shown).decode()}
+        return self.request("POST", api.SEGMENTS, zstd.compress(segment), **named)
 
     def post_raw(self, body: bytes, content_type: str = api.SEGMENT_TYPE) -> Reply:
         return self.request("POST", api.SEGMENTS, body, content_type=content_type)

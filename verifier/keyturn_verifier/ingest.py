@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 from sqlalchemy import Connection, Engine
@@ -48,11 +48,12 @@ Answer = bytes | BaseException
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One upload that waits for its answer."""
+    """One upload that waits for its answer. ``shown``: the receipt that came with it, unread."""
 
     body: bytes
     plain: bool
     future: "asyncio.Future[bytes]"
+    shown: bytes | None = None
     answer: Answer | None = None
 
 
@@ -97,7 +98,7 @@ class Ingest:
             self._wake.notify()
         self._thread.join()
 
-    def submit(self, body: bytes, *, plain: bool) -> "asyncio.Future[bytes]":
+    def submit(self, body: bytes, *, plain: bool, shown: bytes | None = None) -> "asyncio.Future[bytes]":
         """Queue an upload whose bytes are in the budget, and leave them to the queue; the future gives its receipt.
 
         :raises Refusal: ``overloaded``: the server is shutting down.
@@ -107,7 +108,7 @@ class Ingest:
             if self._stopping:
                 self.budget.give(len(body))
                 raise Refusal(ProblemCode.OVERLOADED, "this server is shutting down; nothing was stored")
-            self._queue.append(Item(body, plain, future))
+            self._queue.append(Item(body, plain, future, shown))
             self._wake.notify()
         return future
 
@@ -176,8 +177,7 @@ class Ingest:
             self._heads.forget(opened.upload.segment.origin for opened in group)
             waiting = [opened for opened in group if opened.item.answer is None]
             if rolled_back(error) and again:
-                self._process(waiting, again - 1)
-                return
+                return self._process(waiting, again - 1)
             # A locked, full or broken disk is everybody's; all else may be one segment's doing.
             shared = isinstance(error, OutcomeUnknown | OperationalError)
             if not shared and len(group) > 1:
@@ -242,7 +242,7 @@ class Ingest:
                     # Only now is it known that the log's own key signed this.
                     decided = self._rates.take(name.origin, len(upload.data)) or decided
                 if isinstance(decided, Change):
-                    changes.append((item, decided))
+                    changes.append((item, replace(decided, shown=item.shown)))
                     changed.add(name.node_id)
                 else:
                     item.answer = decided

@@ -21,6 +21,7 @@ from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_
 from keyturn_protocol.findings import Finding, FindingCode, at_genesis, finding
 from keyturn_protocol.leaves import EnrolmentBody, LeafBody, LogFrozenBody, NodeCheckpointBody
 from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
+from keyturn_protocol.segment import Segment
 from keyturn_protocol.totals import listed_in
 from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
@@ -33,6 +34,7 @@ from keyturn_verifier.errors import StaleHead
 from keyturn_verifier.heads import Expected, Known, head_values
 from keyturn_verifier.keyfiles import SigningKey
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.rollback import Shown, lost, shown_receipt
 from keyturn_verifier.upload import Upload
 
 
@@ -43,6 +45,8 @@ class Change:
     upload: Upload
     against: Known | Expected
     decision: Accepted | Fork | Invalid
+    shown: bytes | None = None
+    """A header that may hold a receipt for this very segment: see :mod:`keyturn_verifier.rollback`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class _Rows:
     started: list[tuple[object, ...]]
     findings: list[tuple[object, ...]]
     leaves: list[LeafBody]
+    newest_s: int = 0
+    """The newest receipt's time: one that was shown may be from a clock that was ahead."""
 
 
 class Committer:
@@ -99,7 +105,7 @@ class Committer:
             lock_tokens(connection, [t.token_id for change in held if (t := _joining(change)) is not None])
             answers = {id(change): self._one(connection, change, rows, now_us) for change in _by_log(held)}
             self._write(connection, rows)
-            translog.append(connection, rows.leaves, now_us)
+            translog.append(connection, rows.leaves, max(now_us, rows.newest_s * 1_000_000))
         return [answers.get(id(change), Moved()) for change in changes]
 
     def _one(self, connection: Connection, change: Change, rows: _Rows, now_us: int) -> Written | Moved | Refusal:
@@ -115,8 +121,11 @@ class Committer:
             log_id = against.log_id
         match change.decision:
             case Accepted() as accepted:
-                head = self._accepted(log_id, change.upload, accepted, rows, now_us)
+                shown = shown_receipt(change.shown, accepted.segment, self._key.public)
+                head = self._accepted(log_id, change.upload, accepted, rows, now_us, shown)
                 findings += accepted.findings
+                if shown is not None:
+                    findings += lost(connection, log_id, accepted.segment, shown, now_us)
             case Fork(segment=segment):
                 detail = f"the node also signed {segment.checkpoint.root.hex()} for size {segment.end}"
                 findings.append(finding(FindingCode.FORK, segment.origin, detail, seq=segment.end - 1))
@@ -183,12 +192,13 @@ class Committer:
             findings += at_genesis(name.origin, genesis, name.incarnation, (opening.incarnation, opening.size))
         return int(log_id)
 
-    def _accepted(self, log_id: int, upload: Upload, accepted: Accepted, rows: _Rows, now_us: int) -> Head:
-        """Sign the receipt, inside the transaction that makes it true."""
+    def _accepted(
+        self, log_id: int, upload: Upload, accepted: Accepted, rows: _Rows, now_us: int, shown: Shown | None
+    ) -> Head:
+        """Sign the receipt, inside the transaction that makes it true; unless there is one already."""
         segment = accepted.segment
-        receipt_s = now_us // 1_000_000
-        signature = self._key.sign(ed25519_message(segment.note.text, receipt_s))
-        receipt = cosignature_line(self._key.public, Cosignature(receipt_s, signature)).to_bytes()
+        receipt_s, receipt = self._receipt(segment, now_us) if shown is None else (shown.time_s, shown.receipt)
+        rows.newest_s = max(rows.newest_s, receipt_s)
         frontier = accepted.head.frontier.to_bytes()
         rows.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt))
         rows.bodies.append((log_id, segment.start, receipt_s, upload.frame))
@@ -209,6 +219,12 @@ class Committer:
             )
         )
         return replace(accepted.head, receipt=receipt)
+
+    def _receipt(self, segment: Segment, now_us: int) -> tuple[int, bytes]:
+        """A new receipt and its time."""
+        receipt_s = now_us // 1_000_000
+        signature = self._key.sign(ed25519_message(segment.note.text, receipt_s))
+        return receipt_s, cosignature_line(self._key.public, Cosignature(receipt_s, signature)).to_bytes()
 
     def _frozen(
         self, connection: Connection, log_id: int, change: Change, reason: FrozenReason, rows: _Rows, now_us: int

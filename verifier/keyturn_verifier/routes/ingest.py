@@ -5,12 +5,13 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from keyturn_protocol.api import SEGMENT_TYPE, ProblemCode
+from keyturn_protocol.api import RECEIPT_HEADER, SEGMENT_TYPE, ProblemCode
 from keyturn_protocol.limits import SEGMENT_BYTES, UPLOAD_BYTES
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.body import content_length, read_body
 from keyturn_verifier.service import Service
 
+_SHOWN: Final = RECEIPT_HEADER.lower().encode()
 _RECEIPT_HEADERS: Final = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store")]
 
 
@@ -30,7 +31,7 @@ class Segments:
         cap = SEGMENT_BYTES if plain else UPLOAD_BYTES
         content_length(headers, cap)
         body = await read_body(receive, cap, self._timeout_s, self._ingest.budget)
-        receipt = await self._ingest.submit(body, plain=plain)
+        receipt = await self._ingest.submit(body, plain=plain, shown=headers.get(_SHOWN))
         self._metrics.receipt(len(body))
         start = [*_RECEIPT_HEADERS, (b"content-length", b"%d" % len(receipt))]
         await send({"type": "http.response.start", "status": 200, "headers": start})
