@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     init = _command(commands, "init", "make a new verifier: keys, database, trust.json", _init)
     init.add_argument("--deployment", required=True, metavar="NAME", help="such as keyturn.example.org")
     init.add_argument(
-        "--db", metavar="URL", help="sqlite:////absolute/path.db (default: inside of the state directory)"
+        "--db",
+        metavar="URL",
+        help="sqlite:////absolute/path.db or postgresql://… (default: a file in the state directory)",
     )
 
     serve = _command(commands, "serve", "serve agents, readers and the log", _serve)
@@ -106,7 +108,7 @@ def _serve(options: argparse.Namespace) -> None:
     if options.workers != 1:
         raise UsageError(
             f"--workers {options.workers}: SQLite has exactly one serving process, which alone knows the newest heads",
-            hint="one process uses one core well; replicas come with PostgreSQL",
+            hint="one process uses one core well; on PostgreSQL start as many as you like, each is a replica",
         )
     if not 0 <= options.port <= 65_535:
         raise UsageError(f"--port: must be 0 … 65535 (got {options.port})")
