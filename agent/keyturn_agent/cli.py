@@ -32,6 +32,7 @@ from keyturn_agent.ports import Clock
 from keyturn_agent.recording import read_recording
 from keyturn_agent.status import describe, read_status
 from keyturn_agent.store import Store, read_enrolment
+from keyturn_agent.watch import Watch
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.errors import ProtocolError
 
@@ -169,15 +170,17 @@ def _run(arguments: argparse.Namespace) -> int:
         # Simulated time doesn't go back either.
         return SimulatedClock(max(start_us, newest_us), random.uuid4(), arguments.speed)
 
+    watch = Watch.of(config, lambda: int(time.time()))
     store, clock = Store.open(arguments.state, make_clock, int(time.time()))
     try:
         source = make_source(arguments, recording, clock)
         verifier = HttpVerifier(store.enrolment.verifier, config.timeout_s, config.proxy, config.ca_file)
         courier = courier_of(config, store.pinned, verifier, random)
         stop = stop_on_signals()
-        receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time())).run()
+        receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time()), watch).run()
         return FINE if receipted or stop.requested else UNDECIDED
     finally:
+        watch.close()
         store.close()
 
 

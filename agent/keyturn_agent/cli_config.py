@@ -29,7 +29,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-every", type=positive, metavar="SECONDS", help="300")
     parser.add_argument("--heartbeat-every", type=positive, metavar="SECONDS", help="60")
     parser.add_argument("--jitter", type=natural, metavar="SECONDS", help="before each upload; 30, 0 in simulated time")
-    parser.add_argument("--drain", type=natural, metavar="SECONDS", help="wait for receipts at the end; 30")
+    parser.add_argument(
+        "--drain", type=natural, metavar="SECONDS", help="wait for receipts at the end; 30, 1 when stopped"
+    )
     parser.add_argument("--incarnation-every", type=natural, metavar="SECONDS", help=argparse.SUPPRESS)
 
 
@@ -51,6 +53,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
             "jitter_s": 0 if jitter_s is None and simulated else jitter_s,
             "timeout_s": arguments.timeout,
             "drain_s": given.get("drain"),
+            "stop_s": given.get("drain"),
             "incarnation_s": given.get("incarnation_every"),
         },
     )

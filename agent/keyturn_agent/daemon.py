@@ -10,9 +10,12 @@ from keyturn_agent.courier import Courier
 from keyturn_agent.errors import RefusedError, StoreError
 from keyturn_agent.live import LiveChip, live_chips
 from keyturn_agent.meter import DESTROYED, Meter, gone_meanwhile
+from keyturn_agent.metrics_out import Outlet
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
 from keyturn_agent.status import Live, read_listed, write_listed, write_live
 from keyturn_agent.store import Store
+from keyturn_agent.systemd import Notifier
+from keyturn_agent.watch import Watch
 from keyturn_agent.writer import Writer
 from keyturn_protocol.canonical import fit_text
 from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, PausedBody, RetiredBody, ShutdownBody
@@ -30,6 +33,7 @@ class Daemon:
     """One run of the agent over an open store.
 
     :param real_s: the host's real time, which guards against incarnations without end; also in a replay.
+    :param watch: who is told how it goes; nobody by default.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Daemon:
         stop: Stop,
         config: Config,
         real_s: Callable[[], int],
+        watch: Watch | None = None,
     ) -> None:
         self._store = store
         self._source = source
@@ -49,6 +54,7 @@ class Daemon:
         self._stop = stop
         self._config = config
         self._real_s = real_s
+        self._watch = Watch(Notifier(None, None), Outlet(Config()), real_s) if watch is None else watch
         self._writer = Writer(store, courier, clock, config, real_s)
         inventory = source.inventory()
         now = clock.now()
@@ -73,6 +79,7 @@ class Daemon:
         try:
             self._list()
             self._look()
+            self._watch.started(self._store.log.name.origin)
             reason = self._loop()
             self._shut_down(reason)
             return self._drain()
@@ -103,6 +110,7 @@ class Daemon:
             if self._stop.requested:
                 self._write(self._meter.flush())
                 return "stopped by the operator"
+            self._watch.tick(self._store, self._writer)
             now_us = self._clock.now().mono_us
             self._check_clock()
             self._obey(now_us)
@@ -122,6 +130,7 @@ class Daemon:
         self._unreadable = [chip for chip, reading in enumerate(sample.chips) if reading is None]
         self._rows = live_chips(self._meter.inventory.chips, self._last, sample)
         self._last = sample
+        self._watch.sampled(self._meter.inventory.chips, sample.chips)
         self._write(taken.bodies)
         if self._source.inventory_changed:
             self._write(self._meter.relist(self._source.inventory()))
@@ -264,21 +273,26 @@ class Daemon:
 
     # -- the end
 
+    def _patience_s(self) -> int:
+        """How long the end may wait for the verifier; a stop is quick, since nothing is measured meanwhile."""
+        return self._config.stop_s if self._stop.requested else self._config.drain_s
+
     def _shut_down(self, reason: str) -> None:
+        self._watch.stopping(self._store, self._writer, reason)
         self._write(self._meter.missing(self._clock.now().mono_us))
         self._write([ShutdownBody(reason=reason)])
-        self._courier.wait_asked(self._config.drain_s)
+        self._courier.wait_asked(self._patience_s())
         self._checkpoint()
 
     def _drain(self) -> bool:
         """Wait for the receipts that are owed; a log that ends meanwhile is followed once."""
-        done = self._courier.drain(self._config.drain_s)
+        done = self._courier.drain(self._patience_s())
         if not done and self._courier.leave() is not None:
             before = self._store.incarnation
             self._follow_verifier()
             if self._store.incarnation != before:
                 self._shut_down("the log before this one ended")
-                done = self._courier.drain(self._config.drain_s)
+                done = self._courier.drain(self._patience_s())
         self._say()
         if not done:
             logger.warning(

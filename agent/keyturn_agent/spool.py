@@ -93,6 +93,13 @@ class Spool:
             missing = [(start, end) for end, start in self._starts.items() if end > self.receipted]
         return int(self._path(*min(missing)).stat().st_mtime) if missing else None
 
+    def last_receipt_s(self) -> int | None:
+        """When the newest receipt was stored (real time), or None without one."""
+        newest = max(((end, start) for start, end, kind in ranges(self.folder) if kind != SEGMENT), default=None)
+        if newest is None:
+            return None
+        return int((self.folder / f"{newest[1]}-{newest[0]}.receipt").stat().st_mtime)
+
     def add(self, start: int, lines: Sequence[bytes], note: Note) -> None:
         """Keep a segment; when this returns it survives. Doing so again changes nothing."""
         data = format_segment(lines, note)

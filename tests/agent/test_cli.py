@@ -136,7 +136,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def test_sigterm_ends_in_order_and_a_second_process_is_refused(site: Site) -> None:
     site.enroll()
-    running = site.start("--jitter", "0")
+    running = site.start("--jitter", "0", "--drain", "60")
     try:
         wait_for(lambda: site.status()["running_pid"] == running.pid, running)
         second = site.run("--fast")
@@ -203,3 +203,13 @@ def test_the_configuration_file_is_used_and_flags_override_it(site: Site) -> Non
     config.write_text("[upload]\ninterval_s = -5\n")
     done = site.run("--fast", "--config", config)
     assert (done.returncode, done.stderr) == (2, "keyturn-agent: error: upload.interval_s: must be > 0 (got -5)\n")
+
+
+def test_a_run_leaves_its_metrics_in_the_file_that_was_asked_for(site: Site) -> None:
+    site.enroll()
+    config, metrics = site.state.parent / "agent.toml", site.state.parent / "keyturn.prom"
+    config.write_text(f'[metrics]\ntextfile = "{metrics}"\n')
+    assert site.run("--fast", "--config", config).returncode == 0
+    lines = metrics.read_text().splitlines()
+    assert "keyturn_agent_up 0" in lines
+    assert any(line.startswith("keyturn_agent_log_entries ") for line in lines)

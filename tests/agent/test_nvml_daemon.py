@@ -201,7 +201,7 @@ def test_a_live_run_in_which_a_gpu_falls_off_the_bus_passes_the_audit(
         assert joined.returncode == 0, talk
         running = agent(
             ["run", "--source", "nvml", "--state", state, "--period", "200ms", "--interval", "1", "--jitter", "0",
-             "--checkpoint-every", "1"],
+             "--checkpoint-every", "1", "--drain", "60"],
             library, tmp_path,
         )  # fmt: skip
         try:
