@@ -18,7 +18,7 @@ def rows(heading: str) -> set[str]:
     text = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     table = text.strip().split("\n\n")
     lines = next(part for part in reversed(table) if part.startswith("|")).splitlines()[2:]
-    return {word for line in lines for word in re.findall(r"`([a-z_]+)`", line.split("|")[1])}
+    return {word for line in lines for word in re.findall(r"`([a-z_-]+)`", line.split("|")[1])}
 
 
 def test_every_command_is_described() -> None:
