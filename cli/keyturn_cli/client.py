@@ -4,9 +4,13 @@ Certificates are always checked, against the system's authorities or those that 
 goes over TLS only, or to this machine.
 """
 
+import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlencode
@@ -18,7 +22,7 @@ from urllib3.util import Url, parse_url
 from keyturn_cli import __version__
 from keyturn_cli.errors import CliError, Exit
 from keyturn_protocol.api import PAGE_BYTES, PAGE_ITEMS, PROBLEM_TYPE, Page, Problem
-from keyturn_protocol.canonical import parse
+from keyturn_protocol.canonical import Record, encode_record, parse
 from keyturn_protocol.errors import ProtocolError
 
 T = TypeVar("T")
@@ -32,8 +36,13 @@ _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _TOKEN: Final = re.compile(r"[!-~]{1,512}", re.ASCII)
 
 
+authorities: ContextVar[Path | None] = ContextVar("authorities", default=None)
+"""A file with the certificates of the only authorities that are trusted; None: the system's."""
+_CA_HINT: Final = "keyturn --ca FILE … names a private CA"
+
+
 class Client:
-    """Reads lists from one verifier."""
+    """Asks one verifier."""
 
     def __init__(self, verifier: str, token: str | None, *, timeout_s: float = READ_S) -> None:
         """:raises CliError: a URL or token that can't be used."""
@@ -48,13 +57,45 @@ class Client:
         if token is not None:
             self._headers["authorization"] = f"Bearer {token}"
         timeout = urllib3.Timeout(connect=min(CONNECT_S, timeout_s), read=timeout_s)
-        self._pool = urllib3.PoolManager(timeout=timeout, retries=False, cert_reqs="CERT_REQUIRED")
+        settings: dict[str, Any] = {"timeout": timeout, "retries": False, "cert_reqs": "CERT_REQUIRED"}
+        if (ca := authorities.get()) is not None:
+            settings["ca_certs"] = str(ca)
+        proxy = proxy_of(self.base, os.environ)
+        self._pool = urllib3.PoolManager(**settings) if proxy is None else urllib3.ProxyManager(proxy, **settings)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._pool.clear()
+
+    def one(self, path: str, kind: type[T], **query: str) -> T:
+        """One value."""
+        target = f"{path}?{urlencode(query)}" if query else path
+        return self._parsed(target, self._get(target), kind)
+
+    def content(self, path: str) -> bytes:
+        """An answer that isn't JSON."""
+        return self._get(path)
+
+    def send(self, path: str, record: Record | None, kind: type[T]) -> T:
+        """Post a value; returns the answer."""
+        body = b"" if record is None else encode_record(record)
+        return self._parsed(path, self._get(path, "POST", body), kind)
+
+    def stream(self, path: str, **query: str) -> Iterator[bytes]:
+        """A long answer, piece by piece."""
+        with self._asked(f"{path}?{urlencode(query)}") as response:
+            if response.status != 200:
+                raise self._refused(response, _bounded(response))
+            yield from response.stream(1 << 18, decode_content=False)
+
+    def _parsed(self, target: str, body: bytes, kind: type[T]) -> T:
+        try:
+            value: T = parse(body, kind)
+        except ProtocolError as error:
+            raise self._broken(target, str(error)) from None
+        return value
 
     def items(self, path: str, kind: type[T], most: int | None = None, **query: str) -> Iterator[T]:
         """Every item of a list, page by page, or the first ``most``.
@@ -85,28 +126,39 @@ class Client:
             raise self._broken(target, str(error)) from None
         return page
 
-    def _get(self, target: str) -> bytes:
+    def _get(self, target: str, method: str = "GET", body: bytes | None = None) -> bytes:
         """The body of a 200."""
-        url = self.base + target
+        with self._asked(target, method, body) as response:
+            data = _bounded(response)
+        if response.status == 200:
+            return data
+        raise self._refused(response, data)
+
+    @contextmanager
+    def _asked(self, target: str, method: str = "GET", body: bytes | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
+        """An answer whose body isn't read yet."""
+        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
         try:
             response = self._pool.request(
-                "GET", url, headers=self._headers, redirect=False, preload_content=False, decode_content=False
+                method,
+                self.base + target,
+                body=body,
+                headers=headers,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
             )
             try:
-                body = _bounded(response)
+                yield response
             finally:
                 response.close()
         except SSLError as error:
-            raise self._unreachable(
-                f"its certificate isn't trusted: {error}", "SSL_CERT_FILE names a private CA"
-            ) from None
+            raise self._unreachable(f"its certificate isn't trusted: {error}", _CA_HINT) from None
         except MaxRetryError as error:
-            raise self._unreachable(str(error.reason)) from None
+            hint = _CA_HINT if isinstance(error.reason, SSLError) else None
+            raise self._unreachable(str(error.reason), hint) from None
         except HTTPError as error:
             raise self._unreachable(str(error)) from None
-        if response.status == 200:
-            return body
-        raise self._refused(response, body)
 
     def _refused(self, response: urllib3.BaseHTTPResponse, body: bytes) -> CliError:
         """What the verifier says about why not."""
@@ -160,6 +212,21 @@ def _bounded(response: urllib3.BaseHTTPResponse) -> bytes:
         if time.monotonic() > deadline_s:
             raise HTTPError(f"answer takes more than {ANSWER_S:.0f} s")
     return b"".join(parts)
+
+
+def proxy_of(base: str, environment: Mapping[str, str]) -> str | None:
+    """The proxy that the environment names for a URL, as curl reads it; this machine is never asked through one."""
+    url = parse_url(base)
+    host = (url.host or "").strip("[]")
+    if url.host in _LOCAL:
+        return None
+    for name in (environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(","):
+        suffix = name.strip().lstrip(".").lower()
+        if suffix == "*" or (suffix and (host == suffix or host.endswith("." + suffix))):
+            return None
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    proxy = next((environment[name] for name in names if environment.get(name)), None)
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
 def check_url(text: str) -> str:

@@ -3,13 +3,16 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from keyturn_cli import __version__
-from keyturn_cli.commands import audit, demo, read
+from keyturn_cli.client import authorities
+from keyturn_cli.commands import audit, demo, read, remote
 from keyturn_cli.errors import CliError, Exit
+from keyturn_cli.groups import group
 from keyturn_cli.output import complain, talk
 from keyturn_protocol.errors import ProtocolError
 
@@ -24,8 +27,22 @@ app = typer.Typer(
 app.command("nodes")(read.nodes)
 app.command("workloads")(read.workloads)
 app.command("usage")(read.usage)
-app.command("findings")(read.findings)
-app.command("audit")(audit.audit)
+app.command("node")(remote.node)
+app.command("log")(remote.log)
+app.command("segment")(remote.segment)
+app.command("proof")(remote.proof)
+app.command("bundle")(remote.bundle)
+app.add_typer(
+    group(
+        "findings",
+        read.findings,
+        "What someone should look at; groups, close.",
+        close=remote.close,
+        groups=remote.finding_groups,
+    )
+)
+app.add_typer(group("maintenance", remote.maintenance, "Windows of work.", add=remote.announce, cancel=remote.cancel))
+app.add_typer(group("audit", audit.audit, "Recompute a bundle offline; trace SUBJECT BUNDLE.", trace=audit.trace))
 app.command("demo")(demo.demo)
 
 _Usage: Any = typer.BadParameter.__mro__[2]
@@ -43,11 +60,18 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 -- its callback has seen it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
     ] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", envvar="KEYTURN_CA", help="certificates of the authorities to trust"),
+    ] = None,
 ) -> None:
     """Who ran how much compute, on which chips, in a form that a stranger can check."""
+    if ca is not None and not ca.is_file():
+        raise CliError(f"--ca {ca}: no such file", exit=Exit.USAGE)
+    authorities.set(ca)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

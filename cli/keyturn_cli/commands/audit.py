@@ -8,20 +8,24 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
+from keyturn_cli import render, tracing
+from keyturn_cli.archive import open_bundle
 from keyturn_cli.auditing import Pins, run_audit
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.files import read_capped
-from keyturn_cli.output import note, print_json, results, talk
-from keyturn_cli.reader import FolderReader
+from keyturn_cli.output import clean, note, print_json, results, talk
 from keyturn_cli.report import EXITS, print_report, to_json
 from keyturn_protocol.api import Trust
+from keyturn_protocol.audit import open_manifest
 from keyturn_protocol.bundle import MANIFEST, parse_trust
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.limits import NOTE_BYTES, TRUST_BYTES
 
 SLOW_S = 2.0
 """Progress shows after this long."""
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="the folder of an evidence bundle")]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="an evidence bundle: its folder, .tar or .tar.zst")
+]
 TrustOption = Annotated[Path | None, typer.Option("--trust", metavar="FILE", help="the verifier's keys, out of band")]
 RootOption = Annotated[str | None, typer.Option("--root", metavar="sha256:…", help="the root, out of band")]
 CheckpointOption = Annotated[
@@ -43,8 +47,10 @@ def audit(
 
     Exit 0: passes; 1: evidence contradicts evidence; 2: usage; 3: undecided, such as keys that aren't pinned.
     """
-    if not bundle.is_dir():
-        raise CliError(f"{bundle} is not a folder", exit=Exit.USAGE, hint="BUNDLE is what the verifier exported")
+    if not bundle.exists():
+        raise CliError(
+            f"{bundle} is not a folder or file", exit=Exit.USAGE, hint="BUNDLE is what the verifier exported"
+        )
     pins = Pins(
         trust=None if trust is None else read_trust(trust),
         root_sha256=None if root is None else _root(root),
@@ -54,9 +60,8 @@ def audit(
         note("keys are not pinned: the result can't be a pass (give --trust)")
     if pins.root_sha256 is not None:
         note("bundles carry no root statements yet: --root pins no keys, --trust does")
-    reader = FolderReader(str(bundle))
     try:
-        with _Talk() as progress:
+        with open_bundle(bundle) as reader, _Talk() as progress:
             report = run_audit(reader, pins, jobs, progress)
     except ProtocolError as error:
         where = "" if MANIFEST in str(error) else f"{MANIFEST}: "
@@ -68,6 +73,61 @@ def audit(
     else:
         print_report(report, results())
     return EXITS[report.outcome]
+
+
+def trace(
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="a workload, a chip, a node or a log's origin")],
+    bundle: BundleArgument,
+    trust: TrustOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Show which logs and entries a number rests on, and whether the bundle passes its audit.
+
+    Exit as for the audit itself; 1 also where nothing in the bundle speaks of the subject.
+    """
+    pins = Pins(trust=None if trust is None else read_trust(trust))
+    with open_bundle(bundle) as reader:
+        report = run_audit(reader, pins, 1, lambda *_: None)
+        found = list(tracing.trace(reader, open_manifest(reader), subject))
+    totals = [total for total in report.workloads if total.workload == subject]
+    if not found:
+        raise CliError(f"nothing in {bundle} speaks of {subject}", exit=Exit.REJECTED)
+    if json:
+        logs = [
+            {
+                "origin": one.ref.origin,
+                "organisation": one.ref.organisation,
+                "site": one.ref.site,
+                "workloads": sorted(one.workloads),
+                "chips": sorted(one.chips),
+                "segments": [{"path": piece.path, "entries": piece.seqs} for piece in one.pieces],
+            }
+            for one in found
+        ]
+        print_json({"subject": subject, "outcome": report.outcome, "totals": totals, "logs": logs})
+        return EXITS[report.outcome]
+    if totals:
+        results().print(render.workloads(totals))
+    for one in found:
+        what = f"{len(one.chips)} chips, {len(one.workloads)} workloads, {one.entries:,} entries"
+        whose = f"{clean(one.ref.organisation)} / {clean(one.ref.site)}"
+        results().print(f"{one.ref.origin}  {whose}: {what}", soft_wrap=True)
+        for piece in one.pieces:
+            results().print(f"    {piece.path}  entries {_ranges(piece.seqs)}", soft_wrap=True)
+    if report.outcome != "pass":
+        note(f"the audit of this bundle: {report.outcome}; keyturn audit {bundle} says why")
+    return EXITS[report.outcome]
+
+
+def _ranges(seqs: list[int]) -> str:
+    """``3-7, 9``."""
+    parts: list[list[int]] = []
+    for seq in seqs:
+        if parts and parts[-1][1] == seq - 1:
+            parts[-1][1] = seq
+        else:
+            parts.append([seq, seq])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def read_trust(path: Path) -> Trust:

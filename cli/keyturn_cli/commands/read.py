@@ -1,18 +1,19 @@
 """``keyturn nodes | workloads | usage | findings``: what a verifier has, read with a token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from keyturn_cli import render
+from keyturn_cli import render, render_api
 from keyturn_cli.client import Client
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.files import read_capped
 from keyturn_cli.layout import Rows
 from keyturn_cli.output import note, print_json, results
-from keyturn_protocol import api
+from keyturn_protocol import api, api_read
 from keyturn_protocol.usage import UsageRow
 
 T = TypeVar("T")
@@ -63,9 +64,29 @@ def usage(
     token_file: TokenFileOption = None,
     limit: LimitOption = None,
     json: JsonOption = False,
+    by: Annotated[str | None, typer.Option("--by", help="add up by workload, organisation, site, node or chip")] = None,
+    bucket: Annotated[str, typer.Option("--bucket", help="with --by: hour, day or month")] = "month",
+    start: Annotated[str | None, typer.Option("--from", metavar="DATE", help="2026-01-31 or 2026-01-31T08Z")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="DATE", help="as --from; not included")] = None,
 ) -> int:
-    """Show the raw rows, one for each log, chip, hour and workload."""
-    return _show(api.USAGE, UsageRow, render.usage, "usage rows", verifier, token, token_file, limit, json)
+    """Show the raw rows, one for each log, chip, hour and workload; with --by, sums over spans of time."""
+    query = {name: str(hour(name, text)) for name, text in (("from", start), ("to", end)) if text is not None}
+    common = (verifier, token, token_file, limit, json)
+    if by is None:
+        return _show(api.USAGE, UsageRow, render.usage, "usage rows", *common, query)
+    query |= {"by": by, "bucket": bucket}
+    return _show(api_read.BUCKETS, api_read.UsageBucket, render_api.buckets, "usage", *common, query)
+
+
+def hour(option: str, text: str) -> int:
+    """A day or an hour in UTC, as POSIX seconds."""
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%HZ"):
+        try:
+            return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
+        except ValueError:
+            continue
+    expected = "a day or an hour in UTC, such as 2026-01-31 or 2026-01-31T08Z"
+    raise CliError(f"--{option}: must be {expected} (got {text})", exit=Exit.USAGE)
 
 
 def findings(
@@ -89,9 +110,10 @@ def _show(
     token_file: Path | None,
     limit: int | None,
     json: bool,
+    query: Mapping[str, str] | None = None,
 ) -> int:
-    with Client(verifier, _token(token, token_file)) as client:
-        items = list(client.items(path, kind, limit))
+    with Client(verifier, read_token(token, token_file)) as client:
+        items = list(client.items(path, kind, limit, **(query or {})))
     if json:
         print_json({"items": items})
     elif items:
@@ -101,7 +123,7 @@ def _show(
     return Exit.FINE
 
 
-def _token(token: str | None, token_file: Path | None) -> str | None:
+def read_token(token: str | None, token_file: Path | None) -> str | None:
     if token_file is None:
         return token
     if token is not None:
