@@ -135,14 +135,19 @@ def _pause(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "bad_flag", f"--for: must be at most {control.MOST_US // 3_600_000_000}h; stop the agent instead"
         )
+    reason = _reason(arguments)
+    request = control.PauseRequest(id=str(uuid.uuid4()), for_us=arguments.for_us, reason=reason)
+    return _asked(arguments, request)
+
+
+def _reason(arguments: argparse.Namespace) -> str:
     try:
         reason = msgspec.convert(arguments.reason, Text)
     except msgspec.ValidationError as error:
         raise UsageError("bad_flag", f"--reason: {error}") from None
     if not reason.strip():
         raise UsageError("bad_flag", "--reason: must say something; it is signed into the log")
-    request = control.PauseRequest(id=str(uuid.uuid4()), for_us=arguments.for_us, reason=reason)
-    return _asked(arguments, request)
+    return reason
 
 
 def _resume(arguments: argparse.Namespace) -> int:

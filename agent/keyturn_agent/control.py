@@ -1,7 +1,8 @@
 """What the running agent is asked to do, through two files in its state folder.
 
-``request.json`` is put there by ``keyturn-agent pause`` or ``resume``, taken away by the daemon, and answered in
-``reply.json``. Both are for the folder's owner alone (mode 0600): whoever can write there can do all of it anyway.
+``request.json`` is put there by ``keyturn-agent pause`` or ``resume``, taken away by the daemon, and
+answered in ``reply.json``. Both are for the folder's owner alone (mode 0600): whoever can write there can do all of
+it anyway.
 """
 
 import os
@@ -92,7 +93,7 @@ def ask(folder: Path, request: Request, patience_s: float) -> Reply:
     :raises UnreachableError: it didn't answer; the request is taken back.
     """
     if holder(folder) is None:
-        raise RefusedError("not_running", f"no agent runs on {folder}: there is nothing to close")
+        raise RefusedError("not_running", f"no agent runs on {folder}")
     path = folder / "request.json"
     with files.doing(f"asking in {folder}"):
         _put(path, encode(request))

@@ -7,18 +7,18 @@ from typing import Final
 from keyturn_agent import control
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
-from keyturn_agent.errors import RefusedError, StoreError
+from keyturn_agent.errors import StoreError
 from keyturn_agent.live import LiveChip, live_chips
 from keyturn_agent.meter import DESTROYED, Meter, gone_meanwhile
 from keyturn_agent.metrics_out import Outlet
+from keyturn_agent.operator import Operator
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
 from keyturn_agent.status import Live, read_listed, write_listed, write_live
 from keyturn_agent.store import Store
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
 from keyturn_agent.writer import Writer
-from keyturn_protocol.canonical import fit_text
-from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, PausedBody, RetiredBody, ShutdownBody
+from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, RetiredBody, ShutdownBody
 from keyturn_protocol.limits import MAX_INT
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Daemon:
         self._unreadable: list[int] = []
         self._rows: list[LiveChip] = []
         self._last: Sample | None = None
-        self._resume_at_us: int | None = None
+        self._operator = Operator(store.folder, source, self._meter, self._write, self._checkpoint)
         self._said_s = real_s()
         self._seal_at_us = now.mono_us + config.checkpoint_us
         self._beat_at_us = now.mono_us
@@ -81,6 +81,8 @@ class Daemon:
             self._look()
             self._watch.started(self._store.log.name.origin)
             reason = self._loop()
+            # What waits for the end of this process may be a new driver.
+            self._source.stop()
             self._shut_down(reason)
             return self._drain()
         finally:
@@ -113,7 +115,7 @@ class Daemon:
             self._watch.tick(self._store, self._writer)
             now_us = self._clock.now().mono_us
             self._check_clock()
-            self._obey(now_us)
+            self._operator.obey(now_us)
             if now_us >= sample_at_us:
                 self._take(self._source.read(now_us))
             if now_us >= self._beat_at_us:
@@ -142,58 +144,9 @@ class Daemon:
             # A workload comes or goes: the head says so without delay.
             self._checkpoint()
 
-    # -- pausing
-
     def _look_at_us(self) -> int:
         """When to look for requests again; a replay has no driver that could be in the way."""
         return MAX_INT if self._source.kind == "replay" else self._clock.now().mono_us + _LOOK_US
-
-    def _obey(self, now_us: int) -> None:
-        """Do what the operator asks, and end a pause that is over."""
-        request = control.take(self._store.folder)
-        if isinstance(request, control.PauseRequest):
-            self._pause(request, now_us)
-        elif request is not None or (self._resume_at_us is not None and now_us >= self._resume_at_us):
-            refused = None if self._resume_at_us is not None else "not_paused"
-            if self._resume_at_us is not None:
-                logger.info("metering goes on")
-                self._source.reopen()
-                self._resume_at_us = None
-                self._say()
-            if request is not None:
-                detail = "metering goes on" if refused is None else "the agent isn't paused"
-                self._answer(request.id, detail, refused)
-
-    def _pause(self, request: control.PauseRequest, now_us: int) -> None:
-        if self._source.kind == "replay":
-            self._answer(request.id, "a replay holds no driver", "not_live")
-            return
-        try:
-            self._source.close()
-        except RefusedError as error:
-            if self._resume_at_us is None:
-                # Nothing was let go, so there is nothing to sign: what hangs is a gap of its own.
-                self._source.reopen()
-            self._answer(request.id, str(error), error.code, error.hint)
-            return
-        self._write([*self._meter.flush(), PausedBody(for_us=request.for_us, reason=request.reason)])
-        self._resume_at_us = now_us + request.for_us
-        self._checkpoint()
-        self._say()
-        self._answer(request.id, "paused", None)
-
-    def _answer(self, request_id: str, detail: str, refused: str | None, hint: str | None = None) -> None:
-        reply = control.Reply(
-            id=request_id,
-            refused=refused,
-            detail=fit_text(detail),
-            hint=None if hint is None else fit_text(hint),
-            until_us=self._paused_until_us(),
-        )
-        control.answer(self._store.folder, reply)
-
-    def _paused_until_us(self) -> int | None:
-        return None if self._resume_at_us is None else self._resume_at_us + self._meter.anchor_us
 
     def _check_clock(self) -> None:
         """Write down that the wall clock was set, if it was."""
@@ -267,7 +220,7 @@ class Daemon:
                 last_error=self._courier.last_error,
                 rows=self._rows,
                 unattributed={} if self._last is None else dict(self._last.unattributed),
-                paused_until_us=self._paused_until_us(),
+                paused_until_us=self._operator.paused_until_us,
             ),
         )
 
