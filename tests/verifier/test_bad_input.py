@@ -335,7 +335,6 @@ def test_an_old_honest_prefix_in_one_piece_is_no_fork(verifier: Verifier) -> Non
         ("GET", f"/v1/logs/{'0' * 32}/x/head", 404, "not_found"),
         ("GET", f"/v1/logs/{'0' * 32}/{'9' * 15}/head", 404, "unknown_log"),
         ("GET", "/docs", 404, "not_found"),
-        ("GET", "/openapi.json", 404, "not_found"),
     ],
 )
 def test_routes_that_are_not_there(verifier: Verifier, method: str, path: str, status: int, code: str) -> None:
