@@ -12,7 +12,7 @@ import pytest
 from tests.support.optional import require_program
 from tests.support.paths import REPO
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 END = "status=$?; kill $!; wait $!; exit $status"
 
@@ -37,7 +37,7 @@ def test_by_hand(tmp_path: Path) -> None:
         env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
