@@ -37,7 +37,8 @@ _SETTINGS: Final = (
     f"SET idle_in_transaction_session_timeout = '{_IDLE_TIMEOUT_S}s'",
     "SET client_min_messages = warning",
     # Receipts promise durability: what a server leaves to chance is not left to it here, what is stronger stays.
-    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') IN ('off', 'local')",
 )
 _CONNECT: Final[dict[str, object]] = {
     "connect_timeout": 10,
