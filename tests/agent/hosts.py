@@ -19,6 +19,17 @@ START_US = 1_790_000_000_000_000
 START_S = 1_790_000_000
 
 
+class PatientClock(SimulatedClock):
+    """Simulated time that waits for the verifier's first answer, which it would outrun."""
+
+    courier: Courier | None = None
+
+    def wait_until(self, mono_us: int, stop: Stop) -> None:
+        if self.courier is not None:
+            self.courier.wait_asked(20)
+        super().wait_until(mono_us, stop)
+
+
 class Host:
     """One state folder and the runs over it. Each run is a boot of its own."""
 
@@ -52,7 +63,7 @@ class Host:
         **settings: Any,
     ) -> bool:
         def clock_from(newest_us: int) -> Clock:
-            return SimulatedClock(max(START_US, newest_us), self.random.uuid4())
+            return PatientClock(max(START_US, newest_us), self.random.uuid4())
 
         config = Config(
             jitter_s=0, drain_s=drain_s, checkpoint_us=checkpoint_s * 1_000_000, incarnation_s=600, **settings
@@ -66,6 +77,8 @@ class Host:
             )
             pinned = store.pinned
             courier = Courier(self.verifier, pinned.receipt_key, pinned.log_key, self.random, jitter_s=0)
+            assert isinstance(clock, PatientClock)
+            clock.courier = courier
             return Daemon(
                 store, source, clock, courier, NoStop() if stop is None else stop, config, lambda: self.real_s
             ).run()
