@@ -9,12 +9,15 @@ from keyturn_protocol.merkle import Frontier, leaf_hash
 from keyturn_protocol.segment import parse_segment
 
 
-def locate(data: bytes, end: int, prev: str, frontier: Frontier, error: ProtocolError) -> tuple[str, int | None]:
+def locate(
+    data: bytes, end: int, prev: str, frontier: Frontier, error: ProtocolError, after: str | None = None
+) -> tuple[str, int | None]:
     """A message and the entry that was changed; None where it isn't an entry.
 
     :param prev: the leaf hash, in hex, that the segment's first entry must link to.
     :param frontier: the verified log before the segment; its size is the segment's start.
     :param error: why the segment was refused.
+    :param after: the link that the next segment begins with, if there is one; a hint, unverified.
     """
     start = frontier.size
     lines = data[:SEGMENT_BYTES].partition(b"\n\n")[0].split(b"\n")[: end - start]
@@ -37,6 +40,8 @@ def locate(data: bytes, end: int, prev: str, frontier: Frontier, error: Protocol
         return f"entry {culprit} was changed: entry {start + first} does not link to what comes before it", culprit
     if start + len(lines) < end:
         return f"entry {start + len(lines)} was changed or cut off: {error}", start + len(lines)
+    if error.code is Code.WRONG_ROOT and after not in (None, before):
+        return f"entry {end - 1} was changed: entry {end} does not link to what comes before it", end - 1
     if error.code is Code.WRONG_ROOT:
         # The head is the node's and every link holds: the last entry, unless a forger linked a whole tail again.
         return f"entry {end - 1} was changed, or earlier ones with their links: {error}", end - 1

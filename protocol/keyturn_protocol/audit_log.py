@@ -16,7 +16,7 @@ from keyturn_protocol.bundle import (
     receipt_path,
 )
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
-from keyturn_protocol.entries import Chip, Genesis, Inventory, WorkloadStarted, WorkloadStartedBody
+from keyturn_protocol.entries import Chip, Genesis, Inventory, WorkloadStarted, WorkloadStartedBody, parse_entry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Finding, FindingCode, finding, in_entries
 from keyturn_protocol.ids import Hash, LogName, parse_origin
@@ -170,7 +170,8 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
     except EntryError as error:
         raise _Stop(Contradiction(path, str(error), error.seq)) from None
     except ProtocolError as error:
-        raise _Stop(Contradiction(path, *locate(data, end, log.chain.prev, log.frontier, error))) from None
+        after = _next_link(reader, log.task, path)
+        raise _Stop(Contradiction(path, *locate(data, end, log.chain.prev, log.frontier, error, after))) from None
     digest = sha256(data).hexdigest()
     if digest != log.task.files[path]:
         log.contradictions.append(Contradiction(path, "file differs from its hash in the manifest"))
@@ -195,6 +196,15 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
             case _:
                 pass
     _receipt(reader, log, segment, path, digest)
+
+
+def _next_link(reader: BundleReader, task: Task, path: str) -> str | None:
+    """What the segment after ``path`` says its first entry links to; None if there is none that can be read."""
+    rest = task.segments[task.segments.index(path) + 1 :]
+    try:
+        return parse_entry(reader.read(rest[0]).partition(b"\n")[0]).prev if rest else None
+    except ProtocolError:
+        return None
 
 
 def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, digest: str) -> None:

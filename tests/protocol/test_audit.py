@@ -440,3 +440,22 @@ def test_a_manifest_whose_logs_are_out_of_order_is_refused() -> None:
     bundle = site.export()
     with pytest.raises(ProtocolError, match="in the order of their origins"):
         parse_manifest(bundle.manifested(logs=bundle.manifest.logs[::-1]).read(MANIFEST))
+
+
+def test_a_change_in_a_segments_last_entry_is_named_by_the_segment_after_it() -> None:
+    site = Site()
+    host = site.enrol("a").genesis().inventory().usage("run:a").usage("run:a")
+    site.receive(host)
+    site.receive(host.usage("run:a"))
+    bundle = site.export()
+    path = bundle.segments()[0]
+    at = bundle.files[path].rindex(b'"energy_mj":[') + len(b'"energy_mj":[')
+
+    (found,) = [c for c in bundle_report(bundle.flip(path, at, 0x01).rehashed()).contradictions if c.where == path]
+
+    assert found.seq == 3
+    assert found.message == "entry 3 was changed: entry 4 does not link to what comes before it"
+
+
+def bundle_report(bundle: Bundle) -> Report:
+    return audit(bundle, bundle.trust, chip_table())
