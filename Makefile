@@ -4,7 +4,7 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test check bench lock clean
+.PHONY: help venv demo test faults check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,6 +17,12 @@ demo: $(VENV)/.run ## hosts on recordings, a verifier, receipts, totals, an audi
 
 test: $(VENV)/.dev ## the tests
 	@$(BIN)/python -m pytest
+
+# Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
+faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md
+	@mkdir -p build && rm -f build/faults.jsonl
+	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -n 2 --timeout 1800
+	@$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 check: $(VENV)/.dev ## lint, format, types, import arrows, docs against code
 	$(BIN)/ruff check .
