@@ -16,7 +16,7 @@ demo: $(VENV)/.run ## hosts on recordings, a verifier, receipts, totals, an audi
 	@$(BIN)/keyturn demo
 
 test: $(VENV)/.dev ## the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
 faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md
