@@ -4,7 +4,7 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test faults check bench lock clean
+.PHONY: help venv demo test faults fuzz check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +23,9 @@ faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/f
 	@mkdir -p build && rm -f build/faults.jsonl
 	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -n 2 --timeout 1800
 	@$(BIN)/python -m tests.faults.table build/faults.jsonl
+
+fuzz: $(VENV)/.dev ## every parser under a fuzzer that follows coverage (SECONDS=20 for each)
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),20)
 
 check: $(VENV)/.dev ## lint, format, types, import arrows, docs against code
 	$(BIN)/ruff check .
