@@ -121,8 +121,11 @@ def _index(file: IO[bytes]) -> dict[str, tuple[int, int]]:
         if member.path in found:
             raise ProtocolError(Code.BAD_BUNDLE, "a file is there twice", got=member.path)
         found[member.path] = (at, member.size)
+        file.seek(at + member.size)
+        if file.read(member.padding) != bytes(member.padding):
+            raise ProtocolError(Code.BAD_BUNDLE, "cut, or padding that is not zeros", got=member.path)
         at += member.size + member.padding
-    if at + BLOCK != end:
+    if file.read(BLOCK + 1) != bytes(BLOCK) or at + BLOCK != end:
         raise ProtocolError(Code.BAD_BUNDLE, "the tar is cut, or something follows it")
     return found
 

@@ -12,6 +12,7 @@ from typing import Literal
 from keyturn_protocol.api import Trust, WorkloadTotal
 from keyturn_protocol.audit_log import Contradiction, LogResult, Task, audit_log, listed
 from keyturn_protocol.audit_nodes import between, enrolled, frozen
+from keyturn_protocol.audit_rollback import quoted, shown
 from keyturn_protocol.audit_tree import VerifierLog, audit_verifier_log, hold_against
 from keyturn_protocol.bundle import (
     MANIFEST,
@@ -152,6 +153,9 @@ def conclude(
             findings += proof[1]
     findings += in_totals(usage, [*gaps, *late], chips, lambda chip: table.lookup(chip) is not None)
     open_ends = [] if pinned else ["internally consistent at best: keys not pinned"]
+    went_back = quoted(verifier_log, results, trust)
+    findings += [*went_back[0], *shown(verifier_log)]
+    open_ends += went_back[1]
     if root_sha256 is not None:
         claimed = manifest.export.root_sha256
         if claimed not in (None, root_sha256):
@@ -206,6 +210,10 @@ def _manifest(
     leaf = verifier_log.leaves[manifest.export_index] if manifest.export_index < len(verifier_log.leaves) else None
     if not isinstance(leaf, Export) or leaf.body != manifest.export:
         yield Contradiction(MANIFEST, "the verifier's log holds no such export", manifest.export_index)
+    elif manifest.export_index != len(verifier_log.leaves) - 1:
+        # An earlier one would count silence up to an earlier moment, or name other logs as left out.
+        message = f"not the export of this bundle: {len(verifier_log.leaves)} leaves, the export is not the last"
+        yield Contradiction(MANIFEST, message, manifest.export_index)
     present = {path for path in reader.paths() if path != MANIFEST}
     for path in sorted(manifest.files.keys() - present):
         yield Contradiction(path, "file is missing")

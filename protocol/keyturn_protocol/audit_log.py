@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Final, NamedTuple
 
 from keyturn_protocol.api import Trust
 from keyturn_protocol.audit_locate import locate
@@ -16,7 +17,15 @@ from keyturn_protocol.bundle import (
     receipt_path,
 )
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
-from keyturn_protocol.entries import Chip, Genesis, Inventory, WorkloadStarted, WorkloadStartedBody, parse_entry
+from keyturn_protocol.entries import (
+    Chip,
+    Genesis,
+    Heartbeat,
+    Inventory,
+    WorkloadStarted,
+    WorkloadStartedBody,
+    parse_entry,
+)
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Finding, FindingCode, finding, in_entries
 from keyturn_protocol.ids import Hash, LogName, parse_origin
@@ -26,6 +35,17 @@ from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.segment import ChainState, EntryError, Segment, follow, parse_segment, start_of, verify_head
 from keyturn_protocol.totals import Listed, Moment, listed_in
 from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, fold, merge
+
+QUOTES: Final = 1_024
+"""Checkpoints of the verifier's log that one log's audit keeps: all of half a day, then evenly thinned."""
+
+
+class Quote(NamedTuple):
+    """What a heartbeat quotes: unverified."""
+
+    seq: int
+    time_us: int
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +90,8 @@ class LogResult:
     """From which entry on this log owes a chip's time."""
     receipt_s: int | None
     """When the verifier received the last segment, as its receipt says."""
+    quotes: tuple[Quote, ...]
+    """Checkpoints of the verifier's log that heartbeats quote, in order."""
     findings: tuple[Finding, ...]
     contradictions: tuple[Contradiction, ...]
 
@@ -84,6 +106,27 @@ class _Stop(Exception):
 
     def __init__(self, contradiction: Contradiction) -> None:
         self.contradiction = contradiction
+
+
+@dataclass(slots=True)
+class _Quotes:
+    """The quotes of one log, each different from the one before; over the cap every other one goes."""
+
+    kept: list[Quote] = field(default_factory=list)
+    every: int = 1
+    seen: int = 0
+    last: str | None = None
+
+    def add(self, quote: Quote) -> None:
+        if quote.note == self.last:
+            return
+        self.last = quote.note
+        if self.seen % self.every == 0:
+            self.kept.append(quote)
+        self.seen += 1
+        if len(self.kept) > QUOTES:
+            del self.kept[1::2]
+            self.every *= 2
 
 
 @dataclass(slots=True)
@@ -102,6 +145,7 @@ class _Log:
     genesis: Genesis | None = None
     listed: dict[str, Moment] = field(default_factory=dict)
     receipt_s: int | None = None
+    quotes: _Quotes = field(default_factory=_Quotes)
     findings: list[Finding] = field(default_factory=list)
     contradictions: list[Contradiction] = field(default_factory=list)
     roots: dict[int, Hash] = field(default_factory=dict)
@@ -131,6 +175,7 @@ def audit_log(reader: BundleReader, task: Task) -> LogResult:
         genesis=log.genesis,
         listed=log.listed,
         receipt_s=log.receipt_s,
+        quotes=tuple(log.quotes.kept),
         findings=tuple(log.findings),
         contradictions=tuple(log.contradictions),
     )
@@ -193,6 +238,8 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
                 log.started.setdefault((log.name.origin, entry.body.id), []).append(entry.body)
             case Genesis():
                 log.genesis = entry
+            case Heartbeat() if entry.body.verifier_checkpoint is not None:
+                log.quotes.add(Quote(entry.seq, entry.time_us, entry.body.verifier_checkpoint))
             case _:
                 pass
     _receipt(reader, log, segment, path, digest)

@@ -70,7 +70,11 @@ def between(manifest: Manifest, results: Sequence[LogResult]) -> tuple[list[Gap]
             name = parse_origin(result.ref.origin)
             if result.genesis is not None and name.incarnation > 1:
                 before = logs[at - 1] if at else None
-                known = None if before is None else (parse_origin(before.ref.origin).incarnation, before.size)
+                known = (
+                    None
+                    if before is None
+                    else (parse_origin(before.ref.origin).incarnation, before.size, before.frontier.root().hex())
+                )
                 found += at_genesis(name.origin, result.genesis, name.incarnation, known)
     return gaps, found
 

@@ -125,6 +125,8 @@ def _rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
                     message = f"{head.origin} was not {'open' if head.origin in keys else 'enrolled'} here"
                 elif head.start != sizes.get(head.origin, 0) or head.size <= head.start:
                     message = f"{head.origin}: entries {head.start} … {head.size - 1} don't follow what was receipted"
+                elif head.receipt_s * 1_000_000 > leaf.time_us:
+                    message = f"{head.origin}: a receipt from after its own leaf"
                 sizes[head.origin] = head.size
             case LogFrozen(body=stopped):
                 if stopped.origin not in keys:

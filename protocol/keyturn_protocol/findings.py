@@ -71,7 +71,7 @@ class FindingCode(StrEnum):
     INCARNATION_SKIPPED = "incarnation_skipped"
     """Incarnations in between were never seen."""
     LOST_HEAD = "lost_head"
-    """A new incarnation forgets entries of the old one that were receipted."""
+    """A new incarnation forgets entries of the old one that were receipted, or knows other ones."""
     FORK = "fork"
     """Two signed heads of one size: the node, or a copy of it, rewrote its log."""
     INVALID_ENTRIES = "invalid_entries"
@@ -79,7 +79,7 @@ class FindingCode(StrEnum):
     UNLOGGED_RECEIPT = "unlogged_receipt"
     """A receipt whose checkpoint is not in the verifier's log."""
     VERIFIER_ROLLBACK = "verifier_rollback"
-    """The verifier lost entries that it had receipted; the node showed its receipt and sent them again."""
+    """The verifier lost what it had signed: a node showed a receipt, or quotes a checkpoint of another history."""
 
 
 SEVERITY: Final[Mapping[FindingCode, Severity]] = {
@@ -173,21 +173,24 @@ def in_entries(origin: str, before: tuple[int, int] | None, entries: Sequence[En
     return found
 
 
-def at_genesis(origin: str, genesis: Genesis, incarnation: int, known: tuple[int, int] | None) -> list[Finding]:
+def at_genesis(origin: str, genesis: Genesis, incarnation: int, known: tuple[int, int, str] | None) -> list[Finding]:
     """What a new incarnation leaves behind.
 
-    :param known: ``(incarnation, receipted size)`` of the node's newest earlier log; None if there is none.
+    :param known: ``(incarnation, receipted size, its root in hex)`` of the node's newest earlier log; None without one.
     """
     found: list[Finding] = []
     at: Callable[[FindingCode, str], Finding] = lambda code, detail: finding(  # noqa: E731
         code, origin, detail, seq=0, from_us=genesis.time_us, to_us=genesis.time_us
     )
-    last, size = known or (0, 0)
+    last, size, root = known or (0, 0, "")
     if incarnation != last + 1:
         found.append(at(FindingCode.INCARNATION_SKIPPED, f"incarnation {incarnation} follows {last}"))
     previous = genesis.body.previous
-    if previous is not None and previous.origin.endswith(f"/{last}") and previous.size < size:
-        found.append(at(FindingCode.LOST_HEAD, f"knows {previous.size} of {size} receipted entries"))
+    if previous is not None and previous.origin.endswith(f"/{last}"):
+        if previous.size < size:
+            found.append(at(FindingCode.LOST_HEAD, f"knows {previous.size} of {size} receipted entries"))
+        elif previous.size == size > 0 and previous.root != root:
+            found.append(at(FindingCode.LOST_HEAD, f"knows other entries than the {size} that were receipted"))
     return found
 
 

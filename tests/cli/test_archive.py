@@ -79,6 +79,18 @@ def test_a_file_that_is_no_bundle(tmp_path: Path, made: Bundle) -> None:
         pass
 
 
+@pytest.mark.parametrize("where", ["padding", "last block"])
+def test_bytes_hidden_where_zeros_belong(tmp_path: Path, made: Bundle, where: str) -> None:
+    stream = bytearray(tar(made.files))
+    name = next(p for p in sorted(made.files) if p != MANIFEST and Member(p, len(made.files[p])).padding)
+    at = -1 if where == "last block" else stream.index(name.encode() + b"\0") + 512 + len(made.files[name])
+    stream[at] = 1
+    for data in (bytes(stream), zstd.compress(bytes(stream))):
+        (tmp_path / "bundle").write_bytes(data)
+        with pytest.raises(ProtocolError), open_bundle(tmp_path / "bundle"):
+            pass
+
+
 def test_a_trace_leads_from_a_workload_to_entries(made: Bundle, evidence: Path, trust: Path, keyturn: Cli) -> None:
     code, out, _ = keyturn("audit", evidence, "--trust", trust, "--json")
     assert code == 0

@@ -98,13 +98,15 @@ class TestGenesis:
         ("incarnation", "known", "want"),
         [
             (1, None, []),
-            (2, (1, 5), []),
-            (2, (1, 6), ["lost_head"]),
+            (2, (1, 5, PREVIOUS.root), []),
+            (2, (1, 5, "ee" * 32), ["lost_head"]),
+            (2, (1, 4, "ee" * 32), []),
+            (2, (1, 6, "ee" * 32), ["lost_head"]),
             (2, None, ["incarnation_skipped"]),
-            (3, (1, 6), ["incarnation_skipped", "lost_head"]),
+            (3, (1, 6, "ee" * 32), ["incarnation_skipped", "lost_head"]),
         ],
     )
-    def test_what_is_left_behind(self, incarnation: int, known: tuple[int, int] | None, want: list[str]) -> None:
+    def test_what_is_left_behind(self, incarnation: int, known: tuple[int, int, str] | None, want: list[str]) -> None:
         first = genesis(None if incarnation == 1 else PREVIOUS)
         assert codes(at_genesis(LOG, first, incarnation, known)) == want
 

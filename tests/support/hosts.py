@@ -13,6 +13,7 @@ from keyturn_protocol.entries import (
     Body,
     Chip,
     GenesisBody,
+    HeartbeatBody,
     InventoryBody,
     KeyRollBody,
     Previous,
@@ -164,6 +165,10 @@ class Host:
                 **columns,
             )
         )
+
+    def heartbeat(self, quoted: bytes | None = None) -> Self:
+        """A sign of life that quotes a checkpoint of the verifier's log."""
+        return self.add(HeartbeatBody(verifier_checkpoint=None if quoted is None else quoted.decode()))
 
     def key_roll(self, new: Key) -> Self:
         message = key_roll_message(self.name.origin, len(self.lines), self.key.public, new.public)

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Connection, select
 
 from keyturn_protocol.canonical import encode_record, parse
-from keyturn_protocol.ids import Deployment, LogName, Origin
+from keyturn_protocol.ids import Deployment, Hash, LogName, Origin
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.note import parse_note
 from keyturn_protocol.receive import FrozenReason, Head, new_head
@@ -41,6 +41,7 @@ class Following:
     incarnation: int
     """Of the earlier log."""
     size: int
+    root: Hash
     organisation: str
     site: str
 
@@ -151,7 +152,10 @@ def expected(connection: Connection, name: LogName, now_us: int) -> Expected | N
         joining = pending(connection, name.origin, now_us)
         return None if joining is None else Expected(new_head(name, joining[0]), joining[1])
     row = connection.execute(
-        select(log.c.id, log.c.incarnation, log.c.public_key, log.c.size, log.c.chain, log.c.organisation, log.c.site)
+        select(
+            *(log.c.id, log.c.incarnation, log.c.public_key, log.c.size, log.c.frontier, log.c.chain),
+            *(log.c.organisation, log.c.site),
+        )
         .where(log.c.node_id == name.node_id)
         .order_by(log.c.incarnation.desc())
         .limit(1)
@@ -160,7 +164,9 @@ def expected(connection: Connection, name: LogName, now_us: int) -> Expected | N
         return None
     chain: ChainState = parse(row.chain, ChainState)
     key = row.public_key if chain.next_key is None else bytes.fromhex(chain.next_key)
-    return Expected(new_head(name, key), Following(row.id, row.incarnation, row.size, row.organisation, row.site))
+    root = Frontier.from_bytes(row.size, row.frontier).root()
+    following = Following(row.id, row.incarnation, row.size, root, row.organisation, row.site)
+    return Expected(new_head(name, key), following)
 
 
 State = Literal["open", "frozen", "closed"]

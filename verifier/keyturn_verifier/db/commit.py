@@ -189,7 +189,8 @@ class Committer:
             )
         )
         if genesis is not None and not isinstance(opening, Joining):
-            findings += at_genesis(name.origin, genesis, name.incarnation, (opening.incarnation, opening.size))
+            known = (opening.incarnation, opening.size, opening.root.hex())
+            findings += at_genesis(name.origin, genesis, name.incarnation, known)
         return int(log_id)
 
     def _accepted(
