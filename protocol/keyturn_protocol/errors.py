@@ -33,6 +33,10 @@ class Code(StrEnum):
     BAD_CHIP_TABLE = "bad_chip_table"
     BAD_BUNDLE = "bad_bundle"
     BAD_TRUST = "bad_trust"
+    BAD_SSHSIG = "bad_sshsig"
+    """Not an SSH signature as it is written here, or one in another namespace."""
+    BAD_STATEMENT = "bad_statement"
+    """Not a signed statement, or one that breaks a rule of its kind."""
 
 
 class ProtocolError(Exception):

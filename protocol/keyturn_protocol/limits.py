@@ -42,9 +42,20 @@ BUNDLE_FILE_BYTES: Final = 1024**3
 MANIFEST_BYTES: Final = 256 * 1024 * 1024
 TRUST_BYTES: Final = 64 * 1024
 
+STATEMENT_BYTES: Final = 256 * 1024
+"""The payload of a statement by people, decoded."""
+STATEMENT_SIGNATURES: Final = 64
+SIGNATURE_BYTES: Final = 2_048
+"""One of them, decoded. An SSH signature by a hardware key takes some 300 bytes."""
+ENVELOPE_BYTES: Final = 544 * 1024
+"""A statement with its signatures, in base64."""
+
 LEAF_PREFIX: Final = b"\x00"
 NODE_PREFIX: Final = b"\x01"
 """RFC 6962 §2.1 domain separation."""
 COSIGNATURE_V1: Final = b"cosignature/v1\n"
 SUBTREE_V1: Final = b"subtree/v1\n\0"
 KEY_ROLL_V1: Final = b"keyturn/key-roll/v1\n"
+PUBLIC_KEY_V1: Final = b"keyturn/public-key/v1\n"
+SSHSIG_NAMESPACE: Final = b"keyturn"
+"""The only namespace of SSH signatures that is read: what a key signed for git or a file counts for nothing here."""

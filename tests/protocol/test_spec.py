@@ -21,20 +21,22 @@ from keyturn_protocol.entries import (
     WorkloadStartedBody,
 )
 from keyturn_protocol.errors import Code
+from keyturn_protocol.public_keys import CURVES
+from keyturn_protocol.statements import KINDS, Statement
 from keyturn_protocol.usage import SHARED, Gap, UsageRow
 from tests.support.paths import REPO
 from tests.support.streams import canonical
 from tests.support.vectors import content, vector
 
 SPEC = REPO / "protocol" / "spec"
-PAGES = ["canonical-json", "identities", "c2sp-profile", "node-log", "segment", "usage"]
+PAGES = ["canonical-json", "identities", "c2sp-profile", "node-log", "segment", "usage", "statements", "sshsig"]
 NESTED: dict[type, list[type]] = {
     GenesisBody: [Previous],
     InventoryBody: [Chip, PciDevice],
     UsageBody: [Share],
     WorkloadStartedBody: [Parent],
 }
-EXAMPLE = re.compile(r"<!-- (vector|totals) (\S+) -->\n```\n(.*?)\n```\n", re.DOTALL)
+EXAMPLE = re.compile(r"<!-- (vector|totals|armor|pae) (\S+) -->\n```\n(.*?)\n```\n", re.DOTALL)
 
 
 def page(name: str) -> str:
@@ -71,10 +73,14 @@ def example(kind: str, name: str) -> str:
     case = vector(name)
     if kind == "totals":
         return canonical(case["want"]["value"]["totals"]).decode()
+    if kind == "pae":
+        return str(case["want"]["value"])
     given: Any = case["input"]
+    if kind == "armor":
+        return str(given["armor"]).rstrip("\n")
     if isinstance(given, str):
         return given
-    for step in ("note", "segments"):
+    for step in ("note", "segments", "envelope"):
         if step in given:
             given = given[step]
     return content(given).decode().rstrip("\n")
@@ -186,6 +192,22 @@ def test_values_of_literals_are_named() -> None:
                     assert f"`{word}`" in lines, f"{field.name}: {word}"
                     seen += 1
     assert seen > 20
+
+
+def test_every_kind_of_statement_has_a_section_with_its_fields() -> None:
+    text = page("statements")
+    assert sorted(re.findall(r"^### `(\w+)`$", text, flags=re.MULTILINE)) == sorted(KINDS)
+    common = [*encoded_fields(Statement), "type"]
+    assert sorted(first_column(section(text, "Kinds"))) == sorted(common)
+    for kind, record in KINDS.items():
+        assert first_column(section(text, f"`{kind}`")) == [f for f in encoded_fields(record) if f not in common]
+
+
+def test_every_algorithm_of_a_key_is_named() -> None:
+    named = re.findall(r"`([^`]+)`", "".join(row[0] for row in rows(section(page("statements"), "Keys"))))
+    assert named == list(CURVES)
+    signed = re.findall(r"`([^`]+)`", "".join(row[0] for row in rows(section(page("sshsig"), "Format"))[-4:]))
+    assert signed == list(CURVES)[1:]
 
 
 def test_bits_of_the_basis() -> None:

@@ -9,12 +9,16 @@ from keyturn_protocol import segment as seg
 from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import open_checkpoint
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
+from keyturn_protocol.dsse import key_set, pae, verify
 from keyturn_protocol.entries import format_entry, parse_entry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin, parse_origin, workload_id
 from keyturn_protocol.keys import node_id_of, parse_vkey
 from keyturn_protocol.merkle import Frontier, leaf_hash
 from keyturn_protocol.note import open_note, parse_note, parse_signature
+from keyturn_protocol.public_keys import parse_public_key
+from keyturn_protocol.sshsig import format_armor, parse_armor, verify_sshsig
+from keyturn_protocol.statements import format_statement, parse_statement
 from keyturn_protocol.tiles import decode_bundle, decode_hashes, encode_bundle, encode_hashes, parse_tile_path
 from keyturn_protocol.usage import EMPTY, fold, silence, to_row, totals_json
 from tests.support.streams import canonical
@@ -147,6 +151,31 @@ def check_fold(given: Any) -> Any:
     found: Any = decode(totals, Any, limit=len(totals))
     assert canonical(found) == totals
     return {"totals": found, "silence": [{field: getattr(gap, field) for field in fields} for gap in silent]}
+
+
+def check_parse_public_key(given: str) -> Any:
+    key = parse_public_key(given)
+    assert str(key) == given
+    return {"curve": key.curve, "point": key.point.hex(), "application": key.application, "id": key.id}
+
+
+def check_verify_sshsig(given: Any) -> str:
+    key, blob = parse_public_key(given["key"]), parse_armor(given["armor"])
+    verify_sshsig(key, blob, content(given["message"]))
+    assert format_armor(blob) == given["armor"]
+    return key.id
+
+
+def check_open_statement(given: Any) -> Any:
+    envelope, statement = parse_statement(content(given["envelope"]))
+    assert envelope.to_bytes() == content(given["envelope"])
+    assert format_statement(statement) == envelope.payload
+    signers = verify(envelope, key_set(map(parse_public_key, given["keys"])))
+    return {"hash": envelope.hash.hex(), "signers": [key.id for key in signers]}
+
+
+def check_pae(given: Any) -> str:
+    return pae(given["kind"], content(given["payload"])).decode()
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {

@@ -9,6 +9,7 @@ from keyturn_protocol.bundle import MANIFEST, parse_manifest
 from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import parse_checkpoint
 from keyturn_protocol.cosignature import parse_cosignature, parse_receipt
+from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.entries import format_entry, parse_entry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin, parse_origin
@@ -16,12 +17,15 @@ from keyturn_protocol.keys import SignatureType, parse_vkey
 from keyturn_protocol.leaves import parse_leaf
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.note import parse_note, parse_signature
+from keyturn_protocol.public_keys import parse_public_key
 from keyturn_protocol.segment import (
     ChainState,
     parse_segment,
     start_of,
 )
 from keyturn_protocol.tar import format_member, parse_member
+from keyturn_protocol.sshsig import format_armor, parse_armor, parse_sshsig
+from keyturn_protocol.statements import format_statement, parse_payload, parse_statement
 from keyturn_protocol.tiles import decode_bundle, decode_hashes, encode_bundle, encode_hashes, parse_tile_path
 from keyturn_protocol.usage import FoldState, Totals
 from tests.support.bundles import small
@@ -100,12 +104,21 @@ def cosignature(kind: SignatureType) -> Callable[[bytes], object]:
     return lambda data: parse_cosignature(data, kind).to_bytes()
 
 
+def statement(data: bytes) -> object:
+    envelope, found = parse_statement(data)
+    assert format_statement(found) == envelope.payload
+    return envelope.to_bytes()
+
+
 TRUST = api.Trust(v=1, deployment="keyturn.example.org", log_vkey="a", receipt_vkey="b")
 SITE, BUNDLE = small()
 SEGMENTS = inputs("receive", "segments", "first")
 ENTRIES = inputs("parse_entry")
 HEADS = inputs("open_checkpoint", "note")
 NOTES = inputs("open_note", "note") + HEADS
+ENVELOPES = inputs("open_statement", "envelope")
+ARMORS = inputs("verify_sshsig", "armor")
+PAYLOADS = [parse_envelope(data).payload for data in ENVELOPES]
 PARSERS: dict[str, Parser] = {
     "canonical": Parser(of_json(Any), inputs("decode") + ENTRIES),
     "entry": Parser(lambda data: format_entry(parse_entry(data)), ENTRIES),
@@ -131,6 +144,12 @@ PARSERS: dict[str, Parser] = {
     "join": Parser(of_json(api.JoinRequest), [encode(api.JoinRequest(token="t", vkey="v"))]),
     "chain_state": Parser(of_json(ChainState), [encode(start_of(Origin("o")))]),
     "fold_state": Parser(of_json(FoldState), [b'{"absent":[],"inventory_seq":0,"present":[],"retired":[]}']),
+    "public_key": Parser(of_text(lambda t: str(parse_public_key(t))), inputs("parse_public_key"), text=True),
+    "sshsig": Parser(lambda d: parse_sshsig(d).to_bytes(), [parse_armor(text.decode()) for text in ARMORS]),
+    "armor": Parser(of_text(lambda t: format_armor(parse_armor(t))), ARMORS, text=True),
+    "envelope": Parser(lambda data: parse_envelope(data).to_bytes(), ENVELOPES),
+    "statement": Parser(statement, ENVELOPES),
+    "payload": Parser(lambda data: format_statement(parse_payload("replacement", data)), PAYLOADS),
     "totals": Parser(of_json(Totals), [b'{"gaps":[],"usage_hour":[],"v":1}']),
     "leaf": Parser(lambda data: encode(parse_leaf(data)), SITE.leaves),
     "manifest": Parser(lambda data: encode(parse_manifest(data)), [BUNDLE.read(MANIFEST)]),

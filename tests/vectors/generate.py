@@ -26,39 +26,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ed25519_reference, naive_merkle
 from tests.support.naive_fold import FIELDS, fold
+from tests.vectors import people
+from tests.vectors.pieces import Case, Json, b64, bad, canonical, content, flip, good
 
 HERE = Path(__file__).parent
 SIGNATURES = HERE / "mldsa44_signatures.json"
 MAX_INT = 2**53 - 1
-Case = dict[str, Any]
-Json = dict[str, Any]
 
 
 # Pieces -----------------------------------------------------------------------------------------------------
-
-
-def canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def content(data: bytes) -> Json:
-    """Bytes as a vector holds them: as text where they are text."""
-    try:
-        return {"utf8": data.decode()}
-    except UnicodeDecodeError:
-        return {"hex": data.hex()}
-
-
-def good(what: str, check: str, given: Any, value: Any) -> Case:
-    return {"what": what, "check": check, "input": given, "want": {"value": value}}
-
-
-def bad(what: str, check: str, given: Any, code: str) -> Case:
-    return {"what": what, "check": check, "input": given, "want": {"error": code}}
 
 
 class Key:
@@ -143,10 +119,6 @@ def note(text: bytes, *lines: str) -> bytes:
 
 def checkpoint(origin: str, size: int, root: bytes) -> bytes:
     return f"{origin}\n{size}\n{b64(root)}\n".encode()
-
-
-def flip(data: bytes, at: int, bit: int = 1) -> bytes:
-    return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
 
 
 # Canonical JSON ---------------------------------------------------------------------------------------------
@@ -1616,6 +1588,9 @@ AREAS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "segments": segments,
     "key_rolls": key_rolls,
     "usage": usage,
+    "public_keys": people.public_keys,
+    "sshsig": people.sshsig,
+    "statements": people.statements,
 }
 
 
