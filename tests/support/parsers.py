@@ -23,9 +23,9 @@ from keyturn_protocol.segment import (
     parse_segment,
     start_of,
 )
-from keyturn_protocol.tar import format_member, parse_member
 from keyturn_protocol.sshsig import format_armor, parse_armor, parse_sshsig
 from keyturn_protocol.statements import format_statement, parse_payload, parse_statement
+from keyturn_protocol.tar import format_member, parse_member
 from keyturn_protocol.tiles import decode_bundle, decode_hashes, encode_bundle, encode_hashes, parse_tile_path
 from keyturn_protocol.usage import FoldState, Totals
 from tests.support.bundles import small
