@@ -37,6 +37,10 @@ class Code(StrEnum):
     """Not an SSH signature as it is written here, or one in another namespace."""
     BAD_STATEMENT = "bad_statement"
     """Not a signed statement, or one that breaks a rule of its kind."""
+    BAD_ROOT = "bad_root"
+    BAD_POLICY = "bad_policy"
+    REFUSED = "refused"
+    """A statement of good form that the start switch doesn't take; the reason has a code of its own."""
 
 
 class ProtocolError(Exception):

@@ -59,3 +59,16 @@ KEY_ROLL_V1: Final = b"keyturn/key-roll/v1\n"
 PUBLIC_KEY_V1: Final = b"keyturn/public-key/v1\n"
 SSHSIG_NAMESPACE: Final = b"keyturn"
 """The only namespace of SSH signatures that is read: what a key signed for git or a file counts for nothing here."""
+COMMIT_V1: Final = b"keyturn/commit/v1\n"
+
+PARTIES: Final = 256
+PERSONS: Final = 1_024
+KEYS_PER_PERSON: Final = 16
+STEWARDS: Final = 64
+"""Witnesses, and watchers, of a root."""
+TIERS: Final = 16
+ANCESTORS: Final = 1_024
+SCOPE_ITEMS: Final = 4_096
+"""Chips, and sites, that a scope names."""
+ANSWERED: Final = 1_024
+"""Events of a run that a proposal names."""

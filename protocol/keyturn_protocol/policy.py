@@ -1,0 +1,197 @@
+"""The policy: above which size a run needs whose consent, how long things take, what is free.
+
+    tier "large": above 1e23 FLOP or 1,024 chips · 3 persons of 3 organisations, 1 operator and 1 regulator among them ·
+    veto: operator, regulator · decided within 7 days, started within 30 · leases of 48 h
+
+Signed under the root's policy threshold. People write it in TOML; the statement is what is signed.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
+from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.limits import TIERS
+from keyturn_protocol.quorum import able, shared_with, tally, tolerance
+from keyturn_protocol.root import Class, Name, Standing, Threshold
+from keyturn_protocol.statements import Statement
+
+SpecPart = Literal["image", "config", "argv", "data"]
+SPEC_PARTS: Final[tuple[SpecPart, ...]] = ("image", "config", "argv", "data")
+Level = Annotated[int, msgspec.Meta(ge=0, le=3)]
+"""Of assurance: what a node's evidence is worth."""
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=10 * 365 * 86_400)]
+
+
+class Above(Record, frozen=True, kw_only=True):
+    """A tier begins above any one of these; null is no criterion."""
+
+    budget_tflop: UInt | None
+    chips: UInt | None
+    lineage_tflop: UInt | None
+
+
+class Tier(Record, frozen=True, kw_only=True):
+    """What a run of some size needs."""
+
+    name: Name
+    above: Above
+    approve: Threshold
+    deny: Positive
+    """So many persons who say no end the request."""
+    veto: list[Class]
+    """Any person of these classes ends a request, or suspends a run, alone."""
+    colleagues: bool
+    """Whether others of the requester's organisation count."""
+    decide_s: Seconds
+    """From the request to the last decision that counts."""
+    start_s: Seconds
+    """From approval to the first lease."""
+    grace_s: UInt
+    """Before a stop: how long the notice is seen by the run."""
+    lease_s: Seconds
+    """How long a lease lives: a run outlives a verifier that is away for so long, and a stop takes at most that."""
+    assurance: Level
+    """The least level of a node that gets a lease."""
+    verified: list[SpecPart]
+    """Digests that the host must have checked itself, not only been told."""
+    watchers: list[Name]
+
+
+class Allowance(Record, frozen=True, kw_only=True):
+    """What runs without anybody's consent, in TFLOP a window."""
+
+    window_s: Seconds
+    organisation_tflop: UInt
+    lineage_tflop: UInt
+    diagnostics_tflop: UInt
+    """A day and node, for tests of the hardware."""
+    chips: UInt
+    """At once, of one organisation."""
+    lease_s: Seconds
+
+
+class Stop(Record, frozen=True, kw_only=True):
+    """How a suspension takes effect."""
+
+    notice_s: Seconds
+    """From the suspension to the moment at which all hosts stop; a sooner one takes a second organisation."""
+    alone_s: Seconds
+    """For so long the suspender's party has to agree to a resumption."""
+    kill_s: Seconds
+    """From SIGTERM to SIGKILL."""
+
+
+class Policy(Statement, frozen=True, kw_only=True, tag="policy"):
+    """In force from its leaf until the next one; a run stays under the policy that its request names."""
+
+    version: Positive
+    previous: Hex32 | None
+    name: Text
+    requesters: Annotated[list[Class], msgspec.Meta(min_length=1)]
+    tiers: Annotated[list[Tier], msgspec.Meta(min_length=1, max_length=TIERS)]
+    allowance: Allowance
+    stop: Stop
+
+
+def tier_for(policy: Policy, *, budget_tflop: int, chips: int, lineage_tflop: int | None) -> Tier | None:
+    """The highest tier that a run of this size is in, None below all of them.
+
+    :param lineage_tflop: what the run and all its ancestors come to, each ancestor once; None when an ancestor's
+        compute isn't known, which is above every bound.
+    """
+    for tier in reversed(policy.tiers):
+        above = tier.above
+        if (
+            (above.budget_tflop is not None and budget_tflop > above.budget_tflop)
+            or (above.chips is not None and chips > above.chips)
+            or (above.lineage_tflop is not None and (lineage_tflop is None or lineage_tflop > above.lineage_tflop))
+        ):
+            return tier
+    return None
+
+
+def check_policy(policy: Policy, standing: Standing, at_us: int) -> None:
+    """Refuse a policy that can't both approve and refuse, whoever asks.
+
+    :raises ProtocolError: ``bad_policy``, with every reason.
+    """
+    reasons = list(_order(policy))
+    for tier in policy.tiers:
+        reasons += [f"tier {tier.name}: {reason}" for reason in _tier(policy, tier, standing, at_us)]
+    if reasons:
+        raise ProtocolError(Code.BAD_POLICY, "; ".join(reasons))
+
+
+def worst_tolerance(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> int:
+    """How many persons may be out of reach before a request of this tier can't be approved, for the requester for
+    whom that is least; -1 if there is one whose request never can be."""
+    return min(tolerance(tier.approve, left, standing) for left in _left(policy, tier, standing, at_us))
+
+
+def _left(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterator[tuple[str, ...]]:
+    """Who can approve, for each one who may ask."""
+    people = able(standing, at_us)
+    asking = [person for person in people if standing.party_of(person).class_ in policy.requesters]
+    if not asking:
+        yield ()
+    for requester in asking:
+        excluded = shared_with(standing, requester, colleagues=not tier.colleagues)
+        yield tuple(person for person in people if person not in excluded)
+
+
+def _order(policy: Policy) -> Iterator[str]:
+    """Rules between the tiers: a larger run never needs less."""
+    if len({tier.name for tier in policy.tiers}) != len(policy.tiers):
+        yield "two tiers of one name"
+    first = policy.version == 1
+    if (policy.previous is None) != first:
+        yield "version 1 has no policy before it, every other one names it"
+    for lower, upper in zip(policy.tiers, policy.tiers[1:], strict=False):
+        for name in Above.__struct_fields__:
+            below, above = getattr(lower.above, name), getattr(upper.above, name)
+            if above is not None and below is not None and above <= below:
+                yield f"tier {upper.name}: {name} must be above that of tier {lower.name}"
+        ours, theirs = upper.approve, lower.approve
+        less = ours.persons < theirs.persons or ours.organisations < theirs.organisations
+        if less or any(ours.minimum.get(kind, 0) < count for kind, count in theirs.minimum.items()):
+            yield f"tier {upper.name} asks for less consent than tier {lower.name}"
+        if not set(lower.veto) <= set(upper.veto):
+            yield f"tier {upper.name} takes a veto away that tier {lower.name} gives"
+
+
+def _tier(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterator[str]:
+    approve, above = tier.approve, tier.above
+    if above.budget_tflop is None and above.chips is None and above.lineage_tflop is None:
+        yield "no size at which it begins"
+    if not approve.minimum:
+        yield "no class whose consent it takes"
+    if sum(approve.minimum.values()) > approve.persons:
+        yield f"{sum(approve.minimum.values())} persons by class, but only {approve.persons} in all"
+    if approve.organisations > approve.persons:
+        yield f"{approve.organisations} organisations, but only {approve.persons} persons"
+    for name, values in (("veto", tier.veto), ("verified", tier.verified), ("watchers", tier.watchers)):
+        if list(values) != sorted(set(values)):
+            yield f"{name} is sorted, each once"
+    for watcher in tier.watchers:
+        if watcher not in {steward.party for steward in standing.root.watchers}:
+            yield f"no watcher of {watcher} in the root"
+    worst = worst_tolerance(policy, tier, standing, at_us)
+    if worst < 0:
+        yield "can never approve: " + _shortfall(policy, tier, standing, at_us)
+    can_say_no = min((len(left) for left in _left(policy, tier, standing, at_us)), default=0)
+    vetoers = [p for p in able(standing, at_us) if standing.party_of(p).class_ in tier.veto]
+    if tier.deny > can_say_no and not vetoers:
+        yield f"can never refuse: {tier.deny} must say no, of {can_say_no}, and nobody has a veto"
+    if not vetoers:
+        yield "nobody can suspend: no person with a valid key in a class with a veto"
+
+
+def _shortfall(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> str:
+    """What is missing for the requester for whom most is."""
+    tallies = [tally(tier.approve, left, standing) for left in _left(policy, tier, standing, at_us)]
+    worst = max(tallies, key=lambda one: one.missing_persons + sum(one.missing_classes.values()))
+    unmet = next((one for one in [worst, *tallies] if not one.met), worst)
+    return f"with all who could sign, {unmet} would be missing"
