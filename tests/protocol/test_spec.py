@@ -38,7 +38,6 @@ PAGES = [
     "usage",
     "statements",
     "sshsig",
-    "start-switch",
 ]
 NESTED: dict[type, list[type]] = {
     GenesisBody: [Previous],
