@@ -28,7 +28,8 @@ from keyturn_agent.daemon import Daemon
 from keyturn_agent.enroll import enroll
 from keyturn_agent.enrolment import check_url, read_trust
 from keyturn_agent.errors import AgentError, RefusedError, UsageError
-from keyturn_agent.ports import Clock
+from keyturn_agent.last_words import finish_retirement
+from keyturn_agent.ports import Clock, Verifier
 from keyturn_agent.recording import read_recording
 from keyturn_agent.status import describe, read_status
 from keyturn_agent.store import Store, read_enrolment
@@ -170,12 +171,19 @@ def _run(arguments: argparse.Namespace) -> int:
         # Simulated time doesn't go back either.
         return SimulatedClock(max(start_us, newest_us), random.uuid4(), arguments.speed)
 
+    def verifier_at(url: str) -> Verifier:
+        return HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file)
+
     watch = Watch.of(config, lambda: int(time.time()))
-    store, clock = Store.open(arguments.state, make_clock, int(time.time()))
+    try:
+        store, clock = Store.open(arguments.state, make_clock, int(time.time()))
+    except RefusedError as error:
+        if error.code == "retired":
+            finish_retirement(arguments.state, verifier_at, random, config.timeout_s, int(time.time()))
+        raise
     try:
         source = make_source(arguments, recording, clock)
-        verifier = HttpVerifier(store.enrolment.verifier, config.timeout_s, config.proxy, config.ca_file)
-        courier = courier_of(config, store.pinned, verifier, random)
+        courier = courier_of(config, store.pinned, verifier_at(store.enrolment.verifier), random)
         stop = stop_on_signals()
         receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time()), watch).run()
         return FINE if receipted or stop.requested else UNDECIDED

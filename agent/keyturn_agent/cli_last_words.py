@@ -2,8 +2,10 @@
 
 import argparse
 import time
-from typing import Any
+import uuid
+from typing import Any, Final
 
+from keyturn_agent import control
 from keyturn_agent.cli_config import add_config, config_of
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SystemRandom
@@ -12,9 +14,12 @@ from keyturn_agent.last_words import retire, roll_key
 from keyturn_agent.ports import Verifier
 from keyturn_protocol.limits import TEXT_CHARS
 
+_PATIENCE_S: Final = 90.0
+"""For a running agent, which waits for receipts up to :data:`~keyturn_agent.operator.RECEIPT_S` at each step."""
+
 
 def add_last_words(commands: Any, state: argparse.ArgumentParser) -> None:
-    """The two commands; the agent has to be stopped for them."""
+    """The two commands: a running agent is asked, else it is done here."""
     roll = commands.add_parser("key-roll", parents=[state], help="let a new key sign this host's log")
     add_config(roll)
     roll.set_defaults(command=_key_roll)
@@ -31,6 +36,10 @@ def _key_roll(arguments: argparse.Namespace) -> int:
     def verifier_at(url: str) -> Verifier:
         return HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file)
 
+    if control.runs(arguments.state):
+        reply = control.ask(arguments.state, control.KeyRollRequest(id=str(uuid.uuid4())), _PATIENCE_S)
+        print(reply.detail)
+        return 0
     origin = roll_key(arguments.state, verifier_at, SystemRandom(), config.timeout_s, int(time.time()))
     print(f"the key was rolled; the log goes on as {origin}")
     return 0
@@ -44,6 +53,13 @@ def _retire(arguments: argparse.Namespace) -> int:
     reason = arguments.reason.strip()
     if not reason or len(reason) > TEXT_CHARS or not reason.isprintable():
         raise UsageError("bad_reason", f"--reason: must be text of up to {TEXT_CHARS} characters")
+
+    if control.runs(arguments.state):
+        request = control.RetireRequest(
+            id=str(uuid.uuid4()), chips=None if chips is None else sorted(set(chips)), reason=reason
+        )
+        print(control.ask(arguments.state, request, _PATIENCE_S).detail)
+        return 0
 
     def verifier_at(url: str) -> Verifier:
         return HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file)

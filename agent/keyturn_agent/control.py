@@ -1,8 +1,8 @@
 """What the running agent is asked to do, through two files in its state folder.
 
-``request.json`` is put there by ``keyturn-agent pause`` or ``resume``, taken away by the daemon, and
-answered in ``reply.json``. Both are for the folder's owner alone (mode 0600): whoever can write there can do all of
-it anyway.
+``request.json`` is put there by ``keyturn-agent pause``, ``resume``, ``key-roll`` or ``retire``, taken away by the
+daemon, and answered in ``reply.json``. Both are for the folder's owner alone (mode 0600): whoever can write there can
+do all of it anyway.
 """
 
 import os
@@ -40,7 +40,24 @@ class ResumeRequest(Record, frozen=True, kw_only=True, tag="resume"):
     id: RequestId
 
 
-Request = PauseRequest | ResumeRequest
+class KeyRollRequest(Record, frozen=True, kw_only=True, tag="key_roll"):
+    """End the log with the announcement of a new key, and go on in the next one under it."""
+
+    id: RequestId
+
+
+class RetireRequest(Record, frozen=True, kw_only=True, tag="retire"):
+    """Say that chips (by uuid) won't report any more; null retires the host, and the agent ends."""
+
+    id: RequestId
+    chips: Annotated[list[Annotated[str, msgspec.Meta(max_length=128)]], msgspec.Meta(min_length=1)] | None
+    reason: Annotated[Text, msgspec.Meta(min_length=1)]
+
+
+Request = PauseRequest | ResumeRequest | KeyRollRequest | RetireRequest
+
+NO_RECEIPT: Final[Slug] = "no_receipt"
+"""The refusal of a request that may be made again once the verifier answers."""
 
 
 class Reply(Record, frozen=True, kw_only=True):
@@ -80,6 +97,11 @@ def take(folder: Path) -> Request | None:
     return request
 
 
+def runs(folder: Path) -> bool:
+    """Whether an agent runs on a state folder, so that it is the one to ask."""
+    return holder(folder) is not None
+
+
 def answer(folder: Path, reply: Reply) -> None:
     """Tell whoever asked."""
     with files.doing(f"writing {folder}/reply.json"):
@@ -90,7 +112,7 @@ def ask(folder: Path, request: Request, patience_s: float) -> Reply:
     """Put a request to the running agent and wait for what it says.
 
     :raises RefusedError: no agent runs here, or it refused.
-    :raises UnreachableError: it didn't answer; the request is taken back.
+    :raises UnreachableError: it didn't answer, and the request is taken back; or the verifier didn't answer it.
     """
     if holder(folder) is None:
         raise RefusedError("not_running", f"no agent runs on {folder}")
@@ -103,6 +125,8 @@ def ask(folder: Path, request: Request, patience_s: float) -> Reply:
             path.unlink(missing_ok=True)
             raise UnreachableError("no_answer", f"the agent didn't answer within {patience_s:g} s")
         time.sleep(0.05)
+    if reply.refused == NO_RECEIPT:
+        raise UnreachableError(reply.refused, reply.detail, hint=reply.hint)
     if reply.refused is not None:
         raise RefusedError(reply.refused, reply.detail, hint=reply.hint)
     return reply

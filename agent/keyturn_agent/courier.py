@@ -67,7 +67,7 @@ class Courier:
         self._progress = Progress(0)
         self._next: tuple[Spool, VerifierKey] | None = None
         self._leave: Leave | None = None
-        self._hurry = self._stop = False
+        self._hurry = self._drains = self._stop = False
         self._more = False
         self._asked = True
         self._last_error: str | None = None
@@ -108,6 +108,12 @@ class Courier:
             self._more = True
             self._changed.notify_all()
 
+    def hurry(self) -> None:
+        """Somebody waits for the receipts of what is sealed: this once without jitter."""
+        with self._changed:
+            self._hurry = self._more = True
+            self._changed.notify_all()
+
     @property
     def asked(self) -> bool:
         """Whether the verifier has said, or failed to say, which head of this log it has."""
@@ -144,7 +150,7 @@ class Courier:
         """Wait until everything sealed is receipted, at most so long; returns whether it is."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            self._hurry = self._more = True
+            self._hurry = self._drains = self._more = True
             self._changed.notify_all()
             while not self._done() and self._leave is None:
                 left = deadline - time.monotonic()
@@ -177,6 +183,8 @@ class Courier:
             self._pause(self._random.fraction_ppm() / 1e6 * self._jitter_s)
             while self._step():
                 pass
+            with self._changed:
+                self._hurry = self._drains or self._more
             self._fetch_checkpoint()
             self._tidy()
 

@@ -11,8 +11,9 @@ from keyturn_agent.errors import StoreError
 from keyturn_agent.live import LiveChip, live_chips
 from keyturn_agent.meter import DESTROYED, Meter, gone_meanwhile
 from keyturn_agent.metrics_out import Outlet
-from keyturn_agent.operator import Operator
+from keyturn_agent.operator import Hands, Operator
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
+from keyturn_agent.pressure import Level
 from keyturn_agent.status import Live, read_listed, write_listed, write_live
 from keyturn_agent.store import Store
 from keyturn_agent.systemd import Notifier
@@ -56,13 +57,15 @@ class Daemon:
         self._real_s = real_s
         self._watch = Watch(Notifier(None, None), Outlet(Config()), real_s) if watch is None else watch
         self._writer = Writer(store, courier, clock, config, real_s)
+        # Before anything opens the driver: a pause may hold.
+        self._operator = Operator(store, courier, source, clock, real_s)
         inventory = source.inventory()
         now = clock.now()
         self._meter = Meter(inventory, source.declared, config.interval_us, now.time_us - now.mono_us)
         self._unreadable: list[int] = []
         self._rows: list[LiveChip] = []
         self._last: Sample | None = None
-        self._operator = Operator(store.folder, source, self._meter, self._write, self._checkpoint)
+        self._operator.begin(self._meter, self._hands())
         self._said_s = real_s()
         self._seal_at_us = now.mono_us + config.checkpoint_us
         self._beat_at_us = now.mono_us
@@ -84,7 +87,9 @@ class Daemon:
             # What waits for the end of this process may be a new driver.
             self._source.stop()
             self._shut_down(reason)
-            return self._drain()
+            done = self._drain()
+            self._operator.ended(receipted=done)
+            return done
         finally:
             self._courier.stop()
             self._source.stop()
@@ -92,12 +97,27 @@ class Daemon:
     # -- metering
 
     def _list(self) -> None:
-        """Write down which chips there are at the start."""
+        """Write down which chips there are at the start, and that a pause goes on."""
         chips = self._meter.inventory.chips
-        if gone := gone_meanwhile(read_listed(self._store.folder), chips):
+        gone = gone_meanwhile(read_listed(self._store.folder), chips)
+        if gone:
             self._write([RetiredBody(chips=gone, reason=DESTROYED)])
-        self._write([self._meter.inventory])
-        write_listed(self._store.folder, chips)
+        self._write([self._meter.inventory, *self._operator.still()])
+        write_listed(self._store.folder, chips, retired=gone)
+
+    def _relist(self, reason: str = DESTROYED) -> None:
+        """Write down which chips there are now; the reason is that of those which are gone."""
+        before = {chip.uuid for chip in self._meter.inventory.chips}
+        bodies = self._meter.relist(self._source.inventory(), reason)
+        chips = self._meter.inventory.chips
+        # Instances that went while nothing was shown, as while the driver was dead or closed.
+        gone = gone_meanwhile(read_listed(self._store.folder), chips)
+        if unseen := [uuid for uuid in gone if uuid not in before]:
+            bodies.insert(0, RetiredBody(chips=unseen, reason=DESTROYED))
+        self._write(bodies)
+        # A chip that came isn't read yet; the next sample says what is.
+        self._unreadable, self._last = [], None
+        write_listed(self._store.folder, chips, retired={*gone, *before} - {chip.uuid for chip in chips})
 
     def _loop(self) -> str:
         """The loop; returns why it ended."""
@@ -112,10 +132,13 @@ class Daemon:
             if self._stop.requested:
                 self._write(self._meter.flush())
                 return "stopped by the operator"
+            if self._operator.ending is not None:
+                self._write(self._meter.end("the host was retired"))
+                return "retired"
             self._watch.tick(self._store, self._writer)
             now_us = self._clock.now().mono_us
             self._check_clock()
-            self._operator.obey(now_us)
+            self._operator.obey()
             if now_us >= sample_at_us:
                 self._take(self._source.read(now_us))
             if now_us >= self._beat_at_us:
@@ -135,10 +158,7 @@ class Daemon:
         self._watch.sampled(self._meter.inventory.chips, sample.chips)
         self._write(taken.bodies)
         if self._source.inventory_changed:
-            self._write(self._meter.relist(self._source.inventory()))
-            # A chip that came isn't read yet; the next sample says what is.
-            self._unreadable, self._last = [], None
-            write_listed(self._store.folder, self._meter.inventory.chips)
+            self._relist()
             self._checkpoint()
         elif taken.workloads_changed:
             # A workload comes or goes: the head says so without delay.
@@ -195,10 +215,38 @@ class Daemon:
         # after a rollback that would be a second head of some size.
         self._write(self._meter.flush())
         self._store.next_incarnation(leave.reason, leave.why, self._store.stamp(self._clock), now_s)
-        logger.warning("opened %s (%s)", self._store.log.name.origin, leave.reason)
+        self._go_on(leave.reason)
+
+    def _roll(self) -> None:
+        """End the log with the next key's announcement, and go on in the next incarnation under that key."""
+        self._write(self._meter.flush())
+        self._store.roll_key(self._store.stamp(self._clock), self._real_s())
+        self._go_on("key_roll")
+
+    def _go_on(self, reason: str) -> None:
+        """Begin on the log that was just opened: what is there, and what is going on."""
+        logger.warning("opened %s (%s)", self._store.log.name.origin, reason)
         self._carry(ask=False)
-        self._write([self._meter.inventory, *self._meter.present()])
+        self._write([self._meter.inventory, *self._operator.still(), *self._meter.present()])
         self._checkpoint()
+
+    def _hands(self) -> Hands:
+        return Hands(
+            write=self._write,
+            checkpoint=self._checkpoint,
+            roll=self._roll,
+            relist=self._relist,
+            readable=self._readable,
+            room=lambda: not self._writer.failed and self._writer.level is not Level.FULL,
+        )
+
+    def _readable(self) -> set[str]:
+        chips = self._meter.inventory.chips
+        return (
+            set()
+            if self._last is None
+            else {chip.uuid for chip, reading in zip(chips, self._last.chips, strict=True) if reading is not None}
+        )
 
     def _carry(self, *, ask: bool) -> None:
         self._courier.carry(self._store.log.spool, self._store.log.key, ask=ask, before=self._store.before)
@@ -233,9 +281,16 @@ class Daemon:
     def _shut_down(self, reason: str) -> None:
         self._watch.stopping(self._store, self._writer, reason)
         self._write(self._meter.missing(self._clock.now().mono_us))
-        self._write([ShutdownBody(reason=reason)])
+        retired = self._operator.ending
+        if retired is None:
+            self._write([ShutdownBody(reason=reason)])
         self._courier.wait_asked(self._patience_s())
         self._checkpoint()
+        if retired is not None and self._courier.leave() is None and not self._writer.failed:
+            # The last entry of this log: nothing may follow it.
+            self._write([RetiredBody(chips=None, reason=retired.reason)])
+            self._writer.seal()
+            self._courier.wake()
 
     def _drain(self) -> bool:
         """Wait for the receipts that are owed; a log that ends meanwhile is followed once."""

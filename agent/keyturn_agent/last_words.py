@@ -1,5 +1,7 @@
 """What an operator has the log say while the agent is stopped: that its key is rolled, that chips are retired.
 
+A running agent does the same itself, see :mod:`~keyturn_agent.operator`.
+
 Each of these first brings the verifier up to date, so that nothing is signed by a folder that was rolled back, and
 returns once the verifier has receipted it. Cut short, it goes on where it was: when it is run again, or when the
 agent is.
@@ -14,7 +16,7 @@ from keyturn_agent.courier import Courier
 from keyturn_agent.errors import RefusedError, UnreachableError, UsageError
 from keyturn_agent.keyring import refuse_sealed
 from keyturn_agent.ports import Clock, Random, Verifier
-from keyturn_agent.status import read_listed
+from keyturn_agent.status import mark_retired, read_listed, write_listed
 from keyturn_agent.store import Store, read_enrolment
 from keyturn_protocol.entries import RetiredBody
 
@@ -122,7 +124,7 @@ def retire(
     :raises UsageError: ``no_chip``: the last inventory doesn't list one of them.
     """
     known = {chip.uuid for chip in read_listed(folder)}
-    if known and (strange := sorted(set(chips or ()) - known)):
+    if (strange := sorted(set(chips or ()) - known)) and (folder / "chips.json").exists():
         raise UsageError("no_chip", f"--chips: not a chip of this host: {', '.join(strange)}")
     with session(folder, verifier_at, random, patience_s, now_s) as work:
         if work.store.log.chain.closed != "retired":
@@ -130,3 +132,17 @@ def retire(
             work.deliver(ask=True, what="nothing was retired")
             work.retire(chips, reason)
         work.deliver(ask=False, what="the retirement is not receipted yet")
+        if chips is None:
+            mark_retired(folder)
+        else:
+            write_listed(folder, [], retired=chips)
+
+
+def finish_retirement(
+    folder: Path, verifier_at: Callable[[str], Verifier], random: Random, patience_s: float, now_s: int
+) -> None:
+    """Have the end of a retired host's log receipted, if it isn't, and leave the mark that it has ended."""
+    with session(folder, verifier_at, random, patience_s, now_s) as work:
+        if work.store.log.spool.receipted < work.store.log.size:
+            work.deliver(ask=False, what="the retirement is not receipted yet")
+    mark_retired(folder)

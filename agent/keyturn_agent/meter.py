@@ -67,8 +67,11 @@ class Meter:
             bodies += self._losses.see(last_us + self.anchor_us, sample.mono_us + self.anchor_us, spans)
         return Taken([*bodies, *changes, *step.after], bool(changes))
 
-    def relist(self, inventory: InventoryBody) -> list[Body]:
-        """The chips, or how they are measured, changed. A source leaves out only chips that are gone for good."""
+    def relist(self, inventory: InventoryBody, reason: str = DESTROYED) -> list[Body]:
+        """The chips, or how they are measured, changed. A source leaves out only chips that are gone for good.
+
+        :param reason: why those are gone.
+        """
         before, self.inventory = self.inventory, inventory
         bodies: list[Body] = [*self._sampler.flush()]
         if (last_us := self._sampler.last_mono_us) is not None:
@@ -80,7 +83,7 @@ class Meter:
         bodies += self._workloads.relist(origin)
         gone = place.keys() - {chip.uuid for chip in inventory.chips}
         if gone:
-            bodies.append(RetiredBody(chips=sorted(gone), reason=DESTROYED))
+            bodies.append(RetiredBody(chips=sorted(gone), reason=reason))
         return [*bodies, inventory]
 
     def step_clock(self, step_us: int) -> list[Body]:

@@ -3,7 +3,7 @@
 Tests implement these; nothing is patched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -116,6 +116,13 @@ class GpuSource(Protocol):
 
     def reopen(self) -> None:
         """Go on after :meth:`close`."""
+        ...
+
+    def forget(self, uuids: Collection[str]) -> None:
+        """Leave these chips out of the inventory, and with a GPU its instances, until they can be read again.
+
+        :raises RefusedError: ``not_live``: the chips of a recording are what they are.
+        """
         ...
 
     def stop(self) -> None:

@@ -1,5 +1,6 @@
 """What a state folder says about its host; can be asked while the agent runs, and without it."""
 
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -59,25 +60,35 @@ def write_live(folder: Path, live: Live) -> None:
 
 
 class _Listed(Record, frozen=True, kw_only=True):
-    """``chips.json``: the chips of the last inventory; if it is lost, those that went meanwhile stay owed."""
+    """``chips.json``: the chips that were listed and not retired; if it is lost, those that went stay owed."""
 
     v: Literal[1]
     chips: list[Chip]
 
 
-def write_listed(folder: Path, chips: list[Chip]) -> None:
-    """Keep the chips of the inventory for the next start."""
+def write_listed(folder: Path, shown: Sequence[Chip], retired: Collection[str] = ()) -> None:
+    """Keep the chips of the inventory for the next start, and those of before that nobody retired."""
+    uuids = {chip.uuid for chip in shown}
+    away = [
+        chip for chip in read_listed(folder) if chip.uuid not in uuids and not {chip.uuid, chip.parent} & set(retired)
+    ]
     with files.doing(f"writing {folder}/chips.json"):
-        files.publish(folder / "chips.json", encode(_Listed(v=1, chips=chips)))
+        files.publish(folder / "chips.json", encode(_Listed(v=1, chips=[*shown, *away])))
 
 
 def read_listed(folder: Path) -> list[Chip]:
-    """The chips of the last inventory, or none where that isn't known any more."""
+    """The chips that were ever listed and not retired, or none where that isn't known any more."""
     try:
         listed: _Listed = decode((folder / "chips.json").read_bytes(), _Listed, limit=8 * 1024 * 1024)
     except (OSError, ProtocolError):
         return []
     return listed.chips
+
+
+def mark_retired(folder: Path) -> None:
+    """Leave the mark by which a service manager knows that there is nothing to start."""
+    with files.doing(f"writing {folder}/retired"):
+        files.replace(folder / "retired", b"")
 
 
 def read_status(folder: Path) -> Status:

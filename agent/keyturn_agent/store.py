@@ -6,7 +6,9 @@ key           the log's key; beside it key.next and rolled.json, see :mod:`~keyt
 boots.json    the kernel's boot id and our count of boots
 lock          held by the process that runs, with its id
 status.json   what it says about itself; may be lost
-chips.json    the chips of the last inventory; may be lost
+chips.json    the chips that were listed and not retired; may be lost
+paused.json   the pause that goes on, see :mod:`~keyturn_agent.pausing`
+retired       there once the end of this host's log is receipted: its service isn't started any more
 logs/<n>/     the log of incarnation n, see :mod:`~keyturn_agent.log`
 """
 

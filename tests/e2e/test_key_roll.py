@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from keyturn_agent.store import holder
 from keyturn_verifier.state import TRUST
 from tests.support.paths import REPO
 from tests.support.verifier import Verifier
@@ -35,9 +37,25 @@ def test_after_a_roll_and_a_retirement_the_bundle_passes(tmp_path: Path) -> None
         assert "/2" in agent("key-roll", "--state", state)
         assert (state / "key").read_bytes() != first_key
         agent("run", "--state", state, "--recording", RECORDING, "--fast")
-        agent("retire", "--state", state, "--reason", "scrapped")
+        # Once more, and the end, with the agent running.
+        run = ["run", "--state", state, "--recording", RECORDING, "--checkpoint-every", "1"]
+        command = [sys.executable, "-m", "keyturn_agent", *map(str, run)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+            try:
+                while holder(state) is None:
+                    assert running.poll() is None, running.stderr and running.stderr.read()
+                    time.sleep(0.05)
+                assert "/3" in agent("key-roll", "--state", state)
+                assert "retired" in agent("retire", "--state", state, "--reason", "scrapped")
+                _, talk = running.communicate(timeout=60)
+                assert running.returncode == 0, talk
+            finally:
+                running.kill()
+        again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (again.returncode, "this host was retired" in again.stderr) == (1, True)
+        assert (state / "retired").exists()
         bundle = verifier.export(tmp_path / "bundle")
         report = verifier.audit(bundle)
     assert report.outcome == "pass", report.reasons
     incarnations = {path.parent.name for path in bundle.rglob("*.segment")}
-    assert incarnations >= {"1", "2"}
+    assert incarnations >= {"1", "2", "3"}

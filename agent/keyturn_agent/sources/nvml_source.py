@@ -12,7 +12,7 @@ ends: going silent must not shorten the list of chips. MIG instances follow thei
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +76,7 @@ class NvmlSource:
         self._versions = self._listed_versions = Versions(None, None, None)
         self._known: tuple[Chip, ...] = ()
         self._listed: tuple[Chip, ...] = ()
+        self._forgotten: frozenset[str] = frozenset()
         self._opening = 0
         self._sampled = False
         self._due_us: int | None = None
@@ -180,6 +181,10 @@ class NvmlSource:
         """Go on after :meth:`close`."""
         self._paused = False
 
+    def forget(self, uuids: Collection[str]) -> None:
+        self._forgotten |= frozenset(uuids)
+        self._known = tuple(chip for chip in self._known if not {chip.uuid, chip.parent} & self._forgotten)
+
     def stop(self) -> None:
         """The end: close NVML if it lets itself be closed, and end the thread. Done again, it does nothing."""
         if self._stopped:
@@ -212,7 +217,9 @@ class NvmlSource:
             return None
         self._trouble = None
         self._versions = snapshot.versions
-        self._known = _merge(self._known, snapshot.chips)
+        self._forgotten -= {uuid for uuid, answer in snapshot.answers.items() if answer.reading is not None}
+        shown = [chip for chip in snapshot.chips if not {chip.uuid, chip.parent} & self._forgotten]
+        self._known = _merge(self._known, shown)
         return snapshot
 
     def _close_late(self) -> None:

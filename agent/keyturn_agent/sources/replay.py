@@ -4,9 +4,11 @@ No sample is skipped: a replay that runs late catches up. Where a recording star
 where they were and the first sample is left out, as it stands at the same moment as the last one before it.
 """
 
+from collections.abc import Collection
+
 import msgspec
 
-from keyturn_agent.errors import UsageError
+from keyturn_agent.errors import RefusedError, UsageError
 from keyturn_agent.ports import COUNTERS, Declared, Reading, Sample
 from keyturn_agent.recording import Recording
 from keyturn_protocol.entries import Chip, InventoryBody, Source
@@ -65,6 +67,11 @@ class ReplaySource:
 
     def close(self) -> None:
         """A recording holds no driver."""
+
+    def forget(self, uuids: Collection[str]) -> None:
+        raise RefusedError(
+            "not_live", f"a replay goes on showing {', '.join(sorted(uuids))}", hint="retire chips once it has ended"
+        )
 
     def reopen(self) -> None:
         """Nor does it need one."""
