@@ -34,6 +34,9 @@ class Why(StrEnum):
     STALE = "stale"
     VERSION = "version"
     THRESHOLD = "threshold"
+    EXHAUSTED = "exhausted"
+    TOO_MANY_CHIPS = "too_many_chips"
+    OWES_REPORT = "owes_report"
 
 
 class Refused(ProtocolError):
