@@ -85,6 +85,9 @@ def tasks(manifest: Manifest, verifier_log: VerifierLog, trust: Trust) -> list[T
         by_folder.setdefault(folder, {})[path] = digest
     logged: dict[str, list[NodeCheckpointBody]] = {}
     frozen: dict[str, list[LogFrozenBody]] = {}
+    followed: dict[str, set[int]] = {}
+    for before, size in verifier_log.followed().values():
+        followed.setdefault(before.origin, set()).add(size)
     for leaf in verifier_log.leaves:
         if isinstance(leaf, NodeCheckpoint):
             logged.setdefault(leaf.body.origin, []).append(leaf.body)
@@ -95,7 +98,15 @@ def tasks(manifest: Manifest, verifier_log: VerifierLog, trust: Trust) -> list[T
         files = by_folder.get(log_folder(parse_origin(ref.origin)), {})
         segments = tuple(sorted((p for p in files if p.endswith(".segment")), key=_segment_order))
         found.append(
-            Task(ref, segments, files, trust, frozenset(logged.get(ref.origin, ())), tuple(frozen.get(ref.origin, ())))
+            Task(
+                ref=ref,
+                segments=segments,
+                files=files,
+                trust=trust,
+                logged=frozenset(logged.get(ref.origin, ())),
+                frozen=tuple(frozen.get(ref.origin, ())),
+                followed_at=frozenset(followed.get(ref.origin, ())),
+            )
         )
     return found
 
@@ -141,7 +152,7 @@ def conclude(
     usage = [to_row(key, values) for key, values in rows.items()]
     if not any(r.contradictions for r in results):
         found += _totals(reader, manifest, totals_json(usage, gaps))
-    late, more = between(manifest, results)
+    late, more = between(manifest, results, verifier_log)
     findings += more
     by_origin = {r.ref.origin: r for r in results}
     enrolments = verifier_log.enrolments()

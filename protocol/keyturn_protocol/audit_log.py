@@ -69,6 +69,8 @@ class Task:
     logged: frozenset[NodeCheckpointBody]
     """What the verifier's log holds of this log."""
     frozen: tuple[LogFrozenBody, ...]
+    followed_at: frozenset[int] = frozenset()
+    """Receipted sizes at which the node's next logs were opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class LogResult:
     chips: Mapping[tuple[str, int, str], Chip]
     started: Mapping[tuple[str, str], Sequence[WorkloadStartedBody]]
     genesis: Genesis | None
+    at_followed: Mapping[int, tuple[str, int]]
+    """At each size at which the node's next log was opened: root, and time of the last entry (µs)."""
     listed: Listed
     """From which entry on this log owes a chip's time."""
     receipt_s: int | None
@@ -143,6 +147,7 @@ class _Log:
     chips: dict[tuple[str, int, str], Chip] = field(default_factory=dict)
     started: dict[tuple[str, str], list[WorkloadStartedBody]] = field(default_factory=dict)
     genesis: Genesis | None = None
+    at_followed: dict[int, tuple[str, int]] = field(default_factory=dict)
     listed: dict[str, Moment] = field(default_factory=dict)
     receipt_s: int | None = None
     quotes: _Quotes = field(default_factory=_Quotes)
@@ -173,6 +178,7 @@ def audit_log(reader: BundleReader, task: Task) -> LogResult:
         chips=log.chips,
         started=log.started,
         genesis=log.genesis,
+        at_followed=log.at_followed,
         listed=log.listed,
         receipt_s=log.receipt_s,
         quotes=tuple(log.quotes.kept),
@@ -227,6 +233,8 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
     log.findings += in_entries(log.name.origin, before, followed.entries)
     log.frontier, log.chain, log.fold = frontier, followed.state, folded.state
     log.roots[end] = frontier.root()
+    if end in log.task.followed_at:
+        log.at_followed[end] = (frontier.root().hex(), followed.state.time_us)
     merge(log.rows, folded.rows)
     log.gaps += folded.gaps
     log.listed = {**listed_in(followed.entries), **log.listed}

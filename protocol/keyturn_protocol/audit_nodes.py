@@ -7,7 +7,7 @@ from keyturn_protocol.audit_log import Contradiction, LogResult, listed
 from keyturn_protocol.audit_tree import VerifierLog
 from keyturn_protocol.bundle import MANIFEST, BundleReader, Manifest, evidence_path
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.findings import Finding, FindingCode, at_genesis, finding
+from keyturn_protocol.findings import Before, Finding, FindingCode, at_genesis, finding
 from keyturn_protocol.ids import LogName, parse_origin
 from keyturn_protocol.keys import node_id_of, parse_vkey
 from keyturn_protocol.leaves import EnrolmentBody, LogFrozenBody
@@ -50,10 +50,14 @@ def _succeeds(name: LogName, key: bytes, results: Mapping[str, LogResult], left_
     return key.hex() == (before.chain.next_key or parse_vkey(before.ref.vkey).public_key.hex())
 
 
-def between(manifest: Manifest, results: Sequence[LogResult]) -> tuple[list[Gap], list[Finding]]:
+def between(
+    manifest: Manifest, results: Sequence[LogResult], verifier_log: VerifierLog
+) -> tuple[list[Gap], list[Finding]]:
     """What is missing after each log's end, and what new incarnations left behind."""
     gaps: list[Gap] = []
     found: list[Finding] = []
+    followed = verifier_log.followed()
+    by_origin = {result.ref.origin: result for result in results}
     nodes: dict[str, list[LogResult]] = {}
     for result in results:
         nodes.setdefault(parse_origin(result.ref.origin).node_id, []).append(result)
@@ -70,13 +74,20 @@ def between(manifest: Manifest, results: Sequence[LogResult]) -> tuple[list[Gap]
             name = parse_origin(result.ref.origin)
             if result.genesis is not None and name.incarnation > 1:
                 before = logs[at - 1] if at else None
-                known = (
-                    None
-                    if before is None
-                    else (parse_origin(before.ref.origin).incarnation, before.size, before.frontier.root().hex())
-                )
+                known = None if before is None else _end(before)
+                if name.origin in followed:
+                    # A log may go on after its host opened the next one: what counts is what was known then.
+                    enrolment, size = followed[name.origin]
+                    earlier = by_origin.get(enrolment.origin)
+                    root, time_us = (None, None) if earlier is None else earlier.at_followed.get(size, (None, None))
+                    known = Before(enrolment.incarnation, size, root, time_us)
                 found += at_genesis(name.origin, result.genesis, name.incarnation, known)
     return gaps, found
+
+
+def _end(log: LogResult) -> Before:
+    """Where a log ends in the bundle."""
+    return Before(parse_origin(log.ref.origin).incarnation, log.size, log.frontier.root().hex(), log.chain.time_us)
 
 
 def frozen(

@@ -48,6 +48,25 @@ class VerifierLog:
                 found.setdefault(leaf.body.origin, leaf.body)
         return found
 
+    def followed(self) -> dict[str, tuple[EnrolmentBody, int]]:
+        """For each log that is not its node's first here: the newest one before it, and how much of that was
+        receipted when it was opened.
+        """
+        found: dict[str, tuple[EnrolmentBody, int]] = {}
+        newest: dict[str, EnrolmentBody] = {}
+        sizes: dict[str, int] = {}
+        for leaf in self.leaves:
+            match leaf:
+                case Enrolment(body=body):
+                    if (before := newest.get(body.node_id)) is not None and before.incarnation < body.incarnation:
+                        found.setdefault(body.origin, (before, sizes.get(before.origin, 0)))
+                    newest[body.node_id] = body
+                case NodeCheckpoint(body=head):
+                    sizes[head.origin] = head.size
+                case _:
+                    pass
+        return found
+
 
 def audit_verifier_log(reader: BundleReader, manifest: Manifest, trust: Trust) -> VerifierLog:
     """Recompute the verifier's log from its entry bundles and hold checkpoint and tiles against it."""

@@ -6,7 +6,7 @@ totals only, so that verifier and auditor find the same.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from keyturn_protocol.canonical import Record, UInt
 from keyturn_protocol.entries import (
@@ -57,7 +57,7 @@ class FindingCode(StrEnum):
     CLOCK_STEP = "clock_step"
     """The wall clock was set while the agent ran."""
     CLOCK_BACK = "clock_back"
-    """The wall clock is earlier after a reboot: the time in between can't be known."""
+    """The wall clock is earlier after a reboot, or in the node's next log: the time in between can't be known."""
     CLOCK_AHEAD = "clock_ahead"
     """A log ends later than it was received: silence is counted from the receipt."""
     RECOVERED = "recovered"
@@ -173,24 +173,45 @@ def in_entries(origin: str, before: tuple[int, int] | None, entries: Sequence[En
     return found
 
 
-def at_genesis(origin: str, genesis: Genesis, incarnation: int, known: tuple[int, int, str] | None) -> list[Finding]:
+class Before(NamedTuple):
+    """The node's newest earlier log at the moment at which the next one was opened at the verifier."""
+
+    incarnation: int
+    size: int
+    """Entries of it that were receipted then."""
+    root: str | None = None
+    """Of these, in hex; None if it isn't at hand."""
+    time_us: int | None = None
+    """Of the last of them, if it is at hand."""
+
+
+def at_genesis(origin: str, genesis: Genesis, incarnation: int, known: Before | None) -> list[Finding]:
     """What a new incarnation leaves behind.
 
-    :param known: ``(incarnation, receipted size, its root in hex)`` of the node's newest earlier log; None without one.
+    :param known: the log before; None if there is none.
     """
     found: list[Finding] = []
     at: Callable[[FindingCode, str], Finding] = lambda code, detail: finding(  # noqa: E731
         code, origin, detail, seq=0, from_us=genesis.time_us, to_us=genesis.time_us
     )
-    last, size, root = known or (0, 0, "")
+    last, size, root, time_us = known or Before(0, 0)
     if incarnation != last + 1:
         found.append(at(FindingCode.INCARNATION_SKIPPED, f"incarnation {incarnation} follows {last}"))
     previous = genesis.body.previous
-    if previous is not None and previous.origin.endswith(f"/{last}"):
-        if previous.size < size:
-            found.append(at(FindingCode.LOST_HEAD, f"knows {previous.size} of {size} receipted entries"))
-        elif previous.size == size > 0 and previous.root != root:
-            found.append(at(FindingCode.LOST_HEAD, f"knows other entries than the {size} that were receipted"))
+    if previous is None or not previous.origin.endswith(f"/{last}"):
+        return found
+    # Whoever wrote entries that this one doesn't know has a clock of its own, which says nothing about this one's.
+    if previous.size < size:
+        return [*found, at(FindingCode.LOST_HEAD, f"knows {previous.size} of {size} receipted entries")]
+    if previous.size == size > 0 and root is not None and previous.root != root:
+        return [*found, at(FindingCode.LOST_HEAD, f"knows other entries than the {size} that were receipted")]
+    # A genesis alone measured nothing, and a replay starts in any year that it is told to.
+    if time_us is not None and size > 1 and genesis.body.source != "replay":
+        back_us = time_us - genesis.time_us
+        if back_us >= CLOCK_STEP_US:
+            detail = f"the wall clock was {back_us} µs later in the log before"
+            code, until_us = FindingCode.CLOCK_BACK, time_us
+            found.append(finding(code, origin, detail, seq=0, from_us=genesis.time_us, to_us=until_us))
     return found
 
 

@@ -21,6 +21,7 @@ from keyturn_protocol.entries import (
 )
 from keyturn_protocol.findings import (
     SEVERITY,
+    Before,
     Finding,
     FindingCode,
     Severity,
@@ -47,17 +48,17 @@ def shutdown(seq: int, boots: int, time_us: int) -> Entry:
     return Shutdown(**stamped(seq, boots, time_us), body=ShutdownBody(reason="stopped"))  # type: ignore[arg-type]
 
 
-def genesis(previous: Previous | None) -> Genesis:
+def genesis(previous: Previous | None, source: str = "replay", time_us: int = 0) -> Genesis:
     body = GenesisBody(
         agent_version="0",
         agent_sha256="00" * 32,
-        source="replay",
+        source=source,  # type: ignore[arg-type]
         public_key="00" * 32,
         trust_sha256="00" * 32,
         root_sha256=None,
         previous=previous,
     )
-    return Genesis(**stamped(0, 1, 0), body=body)  # type: ignore[arg-type]
+    return Genesis(**stamped(0, 1, time_us), body=body)  # type: ignore[arg-type]
 
 
 def codes(found: Iterable[Finding]) -> list[str]:
@@ -98,17 +99,41 @@ class TestGenesis:
         ("incarnation", "known", "want"),
         [
             (1, None, []),
-            (2, (1, 5, PREVIOUS.root), []),
-            (2, (1, 5, "ee" * 32), ["lost_head"]),
-            (2, (1, 4, "ee" * 32), []),
-            (2, (1, 6, "ee" * 32), ["lost_head"]),
+            (2, Before(1, 5, PREVIOUS.root), []),
+            (2, Before(1, 5, "ee" * 32), ["lost_head"]),
+            (2, Before(1, 5), []),
+            (2, Before(1, 4, "ee" * 32), []),
+            (2, Before(1, 6, "ee" * 32), ["lost_head"]),
             (2, None, ["incarnation_skipped"]),
-            (3, (1, 6, "ee" * 32), ["incarnation_skipped", "lost_head"]),
+            (3, Before(1, 6, "ee" * 32), ["incarnation_skipped", "lost_head"]),
         ],
     )
-    def test_what_is_left_behind(self, incarnation: int, known: tuple[int, int, str] | None, want: list[str]) -> None:
+    def test_what_is_left_behind(self, incarnation: int, known: Before | None, want: list[str]) -> None:
         first = genesis(None if incarnation == 1 else PREVIOUS)
         assert codes(at_genesis(LOG, first, incarnation, known)) == want
+
+    @pytest.mark.parametrize(
+        ("known", "source", "want"),
+        [
+            (Before(1, 5, PREVIOUS.root, 8_999_999), "nvml", []),
+            (Before(1, 5, PREVIOUS.root, 9_000_000), "nvml", ["clock_back"]),
+            (Before(1, 5, PREVIOUS.root, 7_999_999), "nvml", []),
+            (Before(1, 5, PREVIOUS.root, None), "nvml", []),
+            (Before(1, 1, PREVIOUS.root, 9_000_000), "nvml", []),  # a genesis alone measured nothing
+            (Before(1, 5, PREVIOUS.root, 9_000_000), "replay", []),
+            (
+                Before(1, 6, PREVIOUS.root, 9_000_000),
+                "nvml",
+                ["lost_head"],
+            ),  # whoever wrote the sixth
+        ],
+    )
+    def test_the_wall_clock_is_earlier_in_the_next_log(self, known: Before, source: str, want: list[str]) -> None:
+        first = genesis(PREVIOUS, source, 8_000_000)
+        found = at_genesis(LOG, first, 2, known)
+        assert codes(found) == want
+        if want == ["clock_back"]:
+            assert (found[0].seq, found[0].from_us, found[0].to_us) == (0, 8_000_000, 9_000_000)
 
 
 class TestTotals:

@@ -42,6 +42,8 @@ class Following:
     """Of the earlier log."""
     size: int
     root: Hash
+    time_us: int
+    """Of its last entry."""
     organisation: str
     site: str
 
@@ -165,7 +167,7 @@ def expected(connection: Connection, name: LogName, now_us: int) -> Expected | N
     chain: ChainState = parse(row.chain, ChainState)
     key = row.public_key if chain.next_key is None else bytes.fromhex(chain.next_key)
     root = Frontier.from_bytes(row.size, row.frontier).root()
-    following = Following(row.id, row.incarnation, row.size, root, row.organisation, row.site)
+    following = Following(row.id, row.incarnation, row.size, root, chain.time_us, row.organisation, row.site)
     return Expected(new_head(name, key), following)
 
 

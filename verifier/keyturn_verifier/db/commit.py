@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from keyturn_protocol.canonical import encode, encode_record
 from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
-from keyturn_protocol.findings import Finding, FindingCode, at_genesis, finding
+from keyturn_protocol.findings import Before, Finding, FindingCode, at_genesis, finding
 from keyturn_protocol.leaves import EnrolmentBody, LeafBody, LogFrozenBody, NodeCheckpointBody
 from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
 from keyturn_protocol.segment import Segment
@@ -189,8 +189,8 @@ class Committer:
             )
         )
         if genesis is not None and not isinstance(opening, Joining):
-            known = (opening.incarnation, opening.size, opening.root.hex())
-            findings += at_genesis(name.origin, genesis, name.incarnation, known)
+            before = Before(opening.incarnation, opening.size, opening.root.hex(), opening.time_us)
+            findings += at_genesis(name.origin, genesis, name.incarnation, before)
         return int(log_id)
 
     def _accepted(
