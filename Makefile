@@ -4,7 +4,7 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test faults fuzz check bench lock clean
+.PHONY: help venv demo test faults fuzz fleet check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,9 @@ faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/f
 
 fuzz: $(VENV)/.dev ## every parser under a fuzzer that follows coverage (SECONDS=20 for each)
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),20)
+
+fleet: $(VENV)/.dev ## a recorded fleet of 143 pods for a day, against a sum in DuckDB (needs ../shared)
+	@KEYTURN_FAULTS=long KEYTURN_REQUIRE=shared $(BIN)/python -m pytest tests/e2e/test_fleet.py -v --durations=3
 
 check: $(VENV)/.dev ## lint, format, types, import arrows, docs against code
 	$(BIN)/ruff check .

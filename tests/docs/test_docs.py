@@ -1,15 +1,13 @@
 """The documents are held to the code: what they name exists."""
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.documents import code_of, markdown_files, name_of, prose_of
-from tests.support.optional import require, require_program
+from tests.support.documents import code_of, markdown_files, name_of, prose_of, tracked_files
 from tests.support.paths import REPO
 
 # In pieces, so that this file doesn't hold what it looks for.
@@ -36,13 +34,6 @@ def anchors_of(markdown: str) -> set[str]:
     """The anchors that a renderer makes of headings."""
     headings = re.findall(r"^#+ +(.+?)\s*$", markdown, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def tracked_files() -> list[Path]:
-    git = require_program("git")
-    listed = subprocess.run([git, "ls-files", "-z"], cwd=REPO, capture_output=True, check=False)
-    require("git", listed.returncode == 0, "not a git checkout")
-    return [REPO / name for name in listed.stdout.decode().split("\0") if name and (REPO / name).is_file()]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

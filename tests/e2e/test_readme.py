@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import tracked_files
 from tests.support.optional import require_program
 from tests.support.paths import REPO
 
@@ -25,15 +27,20 @@ def commands() -> str:
 
 
 def test_by_hand(tmp_path: Path) -> None:
+    """In the checkout, as README says: what the commands make must not collide with what is there."""
+    checkout = tmp_path / "main"
+    for file in tracked_files():
+        copied = checkout / file.relative_to(REPO)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     script = commands().replace("8642", port).replace("serve ", f"serve --port {port} ")
-    (tmp_path / "hardware_fixtures").symlink_to(REPO / "hardware_fixtures")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Whatever fails, the trap ends the server.
     done = subprocess.run(
         [require_program("bash"), "-c", f"set -e; trap '{END}' EXIT\n{script}"],
-        cwd=tmp_path,
+        cwd=checkout,
         env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
