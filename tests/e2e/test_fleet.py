@@ -84,7 +84,7 @@ def verifier(folder: Path) -> Iterator[Client]:
         assert served.terminate() == 0, served.log()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ran(tmp_path_factory: pytest.TempPathFactory, shared_traces: Path) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("fleet")
     state, token, reader = folder / "verifier", folder / "join.token", folder / "reader.token"
@@ -113,23 +113,27 @@ def ran(tmp_path_factory: pytest.TempPathFactory, shared_traces: Path) -> Iterat
         yield Ran(folder, chosen, client, reader.read_text().strip())
 
 
-@pytest.fixture(scope="module")
-def summed(ran: Ran) -> duckdb.DuckDBPyConnection:
-    """Our own sums over the bundle."""
-    connection, differing = by_hand.recompute(ran.folder)
-    assert differing == []
-    return connection
+def test_the_fleet(ran: Ran, shared_traces: Path) -> None:
+    """One test, so that workers of one run don't run the fleet once each."""
+    check_the_audit(ran)
+    summed, printed = by_hand.recompute(ran.folder)
+    assert printed == []
+    check_what_is_hard(ran, summed)
+    check_the_trace(ran, summed, shared_traces / fleet.TRACE)
+    check_usage(ran, summed)
+    check_workloads(ran, summed)
+    check_buckets(ran, summed)
 
 
-def test_the_audit_passes(ran: Ran) -> None:
+def check_the_audit(ran: Ran) -> None:
     program = [sys.executable, "-m", "keyturn_cli", "audit", "evidence", "--trust", "verifier/trust.json"]
     done = subprocess.run(program, cwd=ran.folder, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"INTEGRITY     PASS  {len(ran.hosts)} of {len(ran.hosts)} logs" in done.stdout
 
 
-def test_the_usage_of_the_api_is_the_sum_of_the_bundle(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
-    """By workload, chip, hour and field."""
+def check_usage(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
+    """What the API answers is the sum of the bundle, by workload, chip, hour and field."""
     result = summed.execute("FROM mine ORDER BY log, chip, hour_s, workload, inventory_seq, basis")
     names = [column[0] for column in result.description]
     ours = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
@@ -138,7 +142,7 @@ def test_the_usage_of_the_api_is_the_sum_of_the_bundle(ran: Ran, summed: duckdb.
     assert sorted(ran.read("/v1/usage?"), key=lambda row: [row[name] for name in order]) == ours
 
 
-def test_the_workloads_of_the_api_are_the_sum_of_the_bundle(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
+def check_workloads(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
     ours = summed.execute("""
         SELECT workload, count(DISTINCT chip), sum(time_us)::BIGINT, max(hour_s) + 3600
         FROM mine WHERE workload <> 'gap' GROUP BY workload ORDER BY workload
@@ -152,7 +156,7 @@ def test_the_workloads_of_the_api_are_the_sum_of_the_bundle(ran: Ran, summed: du
     assert sum(one["time_us"] for one in items) == sum(host.to_s - host.from_s for host in ran.hosts) * 1_000_000
 
 
-def test_every_bucket_of_the_api_is_the_sum_of_the_bundle(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
+def check_buckets(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
     ours = summed.execute("""
         SELECT hour_s, workload, sum(time_us)::BIGINT FROM mine WHERE workload <> 'gap' GROUP BY ALL ORDER BY ALL
     """).fetchall()
@@ -162,7 +166,7 @@ def test_every_bucket_of_the_api_is_the_sum_of_the_bundle(ran: Ran, summed: duck
     assert sorted(theirs) == ours
 
 
-def test_the_totals_are_those_of_the_trace(ran: Ran, summed: duckdb.DuckDBPyConnection, shared_traces: Path) -> None:
+def check_the_trace(ran: Ran, summed: duckdb.DuckDBPyConnection, trace: Path) -> None:
     """From the compressed file of the trace to hourly totals, past all of our code: nothing is rounded on the way.
 
     A span lies between two rows of a pod that follow on each other; what is cut at an hour is cut in proportion.
@@ -174,7 +178,7 @@ def test_the_totals_are_those_of_the_trace(ran: Ran, summed: duckdb.DuckDBPyConn
         WITH row AS (
             SELECT t_s::BIGINT AS t, pod::INTEGER AS pod, (gpu_util_percent::DECIMAL(9, 2) * 10000)::BIGINT AS busy_ppm,
                    memory_used_bytes::BIGINT // 1048576 AS mib
-            FROM read_csv('{shared_traces / fleet.TRACE}', all_varchar = true)
+            FROM read_csv('{trace}', all_varchar = true)
             WHERE t_s::BIGINT BETWEEN {first} AND {last} AND list_contains({pods}, pod::INTEGER)
         ), span AS (
             SELECT now.pod, before.t AS start, now.t AS stop, now.busy_ppm,
@@ -199,7 +203,7 @@ def test_the_totals_are_those_of_the_trace(ran: Ran, summed: duckdb.DuckDBPyConn
     assert len(summed.execute("SELECT DISTINCT workload FROM expected").fetchall()) > len(pods) * 9 // 10
 
 
-def test_it_has_what_is_hard(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
+def check_what_is_hard(ran: Ran, summed: duckdb.DuckDBPyConnection) -> None:
     """The sums above would be equal for nothing: holes, late starts, empty cells and shared chips are there."""
 
     def count(what: str) -> int:
