@@ -103,7 +103,7 @@ def tasks(manifest: Manifest, verifier_log: VerifierLog, trust: Trust) -> list[T
                 segments=segments,
                 files=files,
                 trust=trust,
-                logged=frozenset(logged.get(ref.origin, ())),
+                logged=frozenset(logged.get(ref.origin, ())) if verifier_log.whole else None,
                 frozen=tuple(frozen.get(ref.origin, ())),
                 followed_at=frozenset(followed.get(ref.origin, ())),
             )
@@ -164,7 +164,7 @@ def conclude(
             findings += proof[1]
     findings += in_totals(usage, [*gaps, *late], chips, lambda chip: table.lookup(chip) is not None)
     open_ends = [] if pinned else ["internally consistent at best: keys not pinned"]
-    went_back = quoted(verifier_log, results, trust)
+    went_back = quoted(verifier_log, {r.ref.origin: r.quotes for r in results}, trust)
     findings += [*went_back[0], *shown(verifier_log)]
     open_ends += went_back[1]
     if root_sha256 is not None:

@@ -66,8 +66,8 @@ class Task:
     files: Mapping[str, str]
     """The manifest's hashes of the files in this log's folder."""
     trust: Trust
-    logged: frozenset[NodeCheckpointBody]
-    """What the verifier's log holds of this log."""
+    logged: frozenset[NodeCheckpointBody] | None
+    """What the verifier's log holds of this log; None if that log is damaged itself, and shows nothing."""
     frozen: tuple[LogFrozenBody, ...]
     followed_at: frozenset[int] = frozenset()
     """Receipted sizes at which the node's next logs were opened."""
@@ -285,7 +285,7 @@ def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, diges
         segment_sha256=digest,
         receipt_s=time_s,
     )
-    if body not in log.task.logged:
+    if log.task.logged is not None and body not in log.task.logged:
         detail = f"receipt of size {segment.end} is not in the verifier's log"
         log.findings.append(finding(FindingCode.UNLOGGED_RECEIPT, segment.origin, detail, seq=segment.end - 1))
         log.contradictions.append(Contradiction(where, detail))
@@ -294,14 +294,15 @@ def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, diges
 def _ends(log: _Log) -> None:
     """The log reaches as far as the manifest and the verifier's log say, and no further."""
     where = log_folder(log.name)
-    receipted = max((body.size for body in log.task.logged), default=0)
+    logged = log.task.logged or frozenset()
+    receipted = max((body.size for body in logged), default=0)
     if log.frontier.size != log.task.ref.size:
         message = f"log has {log.frontier.size} entries where the manifest says {log.task.ref.size}"
         log.contradictions.append(Contradiction(where, message, log.frontier.size))
     if log.frontier.size < receipted:
         message = f"log has {log.frontier.size} entries where the verifier receipted {receipted}"
         log.contradictions.append(Contradiction(where, message, log.frontier.size))
-    for body in sorted(log.task.logged, key=lambda body: body.size):
+    for body in sorted(logged, key=lambda body: body.size):
         root = log.roots.get(body.size)
         if body.size <= log.frontier.size and (root is None or root.hex() != body.root):
             message = f"the verifier's log has another segment ending at {body.size}"

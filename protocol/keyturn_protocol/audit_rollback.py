@@ -5,11 +5,11 @@ it, so its log must have that root at that size for ever. Where it hasn't, a dat
 holds the verifier's keys wrote its log anew; the bundle alone can't tell which, nor what is missing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from keyturn_protocol.api import Trust
-from keyturn_protocol.audit_log import LogResult, Quote
+from keyturn_protocol.audit_log import Quote
 from keyturn_protocol.audit_tree import VerifierLog
 from keyturn_protocol.bundle import check_trust
 from keyturn_protocol.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
@@ -25,25 +25,26 @@ RECEIPT_LAG_US: Final = 300_000_000
 
 class _Quoted(NamedTuple):
     head: Checkpoint
-    result: LogResult
+    origin: str
     quote: Quote
 
 
-def quoted(log: VerifierLog, results: Sequence[LogResult], trust: Trust) -> tuple[list[Finding], list[str]]:
+def quoted(log: VerifierLog, quotes: Mapping[str, Sequence[Quote]], trust: Trust) -> tuple[list[Finding], list[str]]:
     """Hold every quoted checkpoint against the log. One finding for each node's log that quotes another history.
 
     A note that isn't the pinned key's shows nothing about the verifier, and is passed over.
 
+    :param quotes: of each node's log, by its origin.
     :returns: findings, and a line each on why the audit can't pass.
     """
-    if log.checkpoint is None or len(log.hashes) != log.checkpoint.size:
+    if not log.whole or log.checkpoint is None:
         return [], []
     found: list[Finding] = []
     reasons: list[str] = []
     blamed: set[str] = set()
     key, _ = check_trust(trust)
-    for one in _other(log, _parsed(results, key.name)):
-        origin = one.result.ref.origin
+    for one in _other(log, _parsed(quotes, key.name)):
+        origin = one.origin
         if origin in blamed:
             continue
         try:
@@ -85,21 +86,21 @@ def shown(log: VerifierLog) -> list[Finding]:
     return list(found.values())
 
 
-def _parsed(results: Sequence[LogResult], origin: str) -> Iterable[_Quoted]:
-    for result in results:
-        for quote in result.quotes:
+def _parsed(quotes: Mapping[str, Sequence[Quote]], log_origin: str) -> Iterable[_Quoted]:
+    for origin, of_log in quotes.items():
+        for quote in of_log:
             try:
                 head = parse_checkpoint(parse_note(quote.note.encode()).text)
             except ProtocolError:
                 continue
-            if head.origin == origin:
-                yield _Quoted(head, result, quote)
+            if head.origin == log_origin:
+                yield _Quoted(head, origin, quote)
 
 
 def _other(log: VerifierLog, heads: Iterable[_Quoted]) -> Iterable[_Quoted]:
     """The heads that the log doesn't contain, the smallest first; one pass over its leaves."""
     frontier = Frontier()
-    for one in sorted(heads, key=lambda q: (q.head.size, q.result.ref.origin, q.quote.seq)):
+    for one in sorted(heads, key=lambda q: (q.head.size, q.origin, q.quote.seq)):
         size = one.head.size
         if size <= len(log.hashes):
             frontier = frontier.extend(log.hashes[frontier.size : size])

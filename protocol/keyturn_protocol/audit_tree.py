@@ -39,6 +39,8 @@ class VerifierLog:
     hashes: tuple[Hash, ...]
     """The leaf hashes of ``leaves``."""
     contradictions: tuple[Contradiction, ...]
+    whole: bool
+    """All leaves are here, and hash to the signed root: what isn't among them isn't in the log."""
 
     def enrolments(self) -> dict[str, EnrolmentBody]:
         """The first enrolment of each log; a second one is a contradiction."""
@@ -76,7 +78,7 @@ def audit_verifier_log(reader: BundleReader, manifest: Manifest, trust: Trust) -
         key, _ = check_trust(trust)
         checkpoint = open_checkpoint(listed(reader, manifest, path, found), key)
     except ProtocolError as error:
-        return VerifierLog(None, (), (), (*found, Contradiction(path, str(error))))
+        return VerifierLog(None, (), (), (*found, Contradiction(path, str(error))), whole=False)
     leaves: list[Leaf] = []
     hashes: list[Hash] = []
     for tile in tiles_of(checkpoint.size):
@@ -92,13 +94,13 @@ def audit_verifier_log(reader: BundleReader, manifest: Manifest, trust: Trust) -
                     hashes.append(leaf_hash(line))
         except ProtocolError as error:
             found.append(Contradiction(path, f"leaf {len(leaves)}: {error}", len(leaves)))
-            return VerifierLog(checkpoint, tuple(leaves), tuple(hashes), tuple(found))
+            return VerifierLog(checkpoint, tuple(leaves), tuple(hashes), tuple(found), whole=False)
     root = Frontier().extend(hashes).root()
     if root != checkpoint.root:
         found.append(Contradiction(VERIFIER_LOG + "checkpoint", "the leaves don't hash to the signed root"))
     found += _tiles(reader, hashes)
-    found += _rules(leaves, trust)
-    return VerifierLog(checkpoint, tuple(leaves), tuple(hashes), tuple(found))
+    found += rules(leaves, trust)
+    return VerifierLog(checkpoint, tuple(leaves), tuple(hashes), tuple(found), whole=root == checkpoint.root)
 
 
 def _tiles(reader: BundleReader, leaves: Sequence[Hash]) -> Iterable[Contradiction]:
@@ -120,7 +122,7 @@ def _tiles(reader: BundleReader, leaves: Sequence[Hash]) -> Iterable[Contradicti
         level += 1
 
 
-def _rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
+def rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
     """What a verifier that follows the receipt table can't write, whatever it signs."""
     keys: dict[str, str] = {}
     sizes: dict[str, int] = {}

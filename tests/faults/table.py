@@ -44,6 +44,14 @@ def record(page: Page, part: str, what: str, *, expected: str, seen: str) -> Non
             file.write(line.encode())  # one write, in append mode: lines of several workers don't mix
 
 
+def record_all(page: Page, part: str, what: str, *, expected: str, seen: list[str]) -> None:
+    """:func:`record` for every variant of one case, in one row: the two things that were seen most often."""
+    often = [text for text, _ in Counter(seen).most_common()]
+    words = "; or ".join(sorted(often[:2])) + (f"; and {len(often) - 2} more" if len(often) > 2 else "")
+    for _ in seen:
+        record(page, part, what, expected=expected, seen=words)
+
+
 def render(rows: list[Row]) -> str:
     """The rows as a Markdown table, with the number of cases behind each."""
     lines = ["| Where | What was done | What must hold | What was seen | Cases |", "|---|---|---|---|---:|"]
