@@ -1,4 +1,4 @@
-"""``keyturn-verifier init | serve | token | export``. Results on stdout, talk on stderr; only this module exits."""
+"""``keyturn-verifier init | serve | token | export | check``. Results on stdout, talk on stderr; only this exits."""
 
 import argparse
 import re
@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment
-from keyturn_protocol.limits import TEXT_CHARS
-from keyturn_verifier import config, logs, state, tokens
+from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
+from keyturn_verifier import config, keyfiles, logs, state, tokens
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         options = _parser().parse_args(arguments)
         logs.configure(getattr(options, "log_format", "text"))
-        options.run(options)
+        status: int | None = options.run(options)
     except (VerifierError, ProtocolError) as error:
         print(f"keyturn: error: {error}", file=sys.stderr)
         if isinstance(error, VerifierError) and error.hint:
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     except (OutcomeUnknown, OSError) as error:
         print(f"keyturn: error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", "write an evidence bundle", _export)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that isn't there yet")
     export.add_argument("--case", metavar="TEXT", help="a note for the manifest, such as a case id")
+
+    check = _command(commands, "check", "hold the database against the signed bytes in it", _check)
+    check.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="a checkpoint of the verifier's log that was kept elsewhere"
+    )
     return parser
 
 
@@ -159,6 +164,26 @@ def _export(options: argparse.Namespace) -> None:
 
     settings = config.load(options.state)
     print(export(settings, state.open_database(settings), options.out, options.case, wall_clock))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from keyturn_verifier.check import check
+
+    settings = config.load(options.state)
+    given = None
+    if options.checkpoint is not None:
+        try:
+            given = options.checkpoint.read_bytes()[: NOTE_BYTES + 1]
+        except OSError as error:
+            raise UsageError(f"--checkpoint: {error}") from None
+    trust = keyfiles.load(settings.state, settings.deployment).trust(settings.deployment)
+    found = 0
+    with reading(state.open_database(settings)) as connection:
+        for difference in check(connection, trust, given):
+            print(difference, flush=True)
+            found += 1
+    print(f"{found} differences" if found else "everything stored follows from what was signed", file=sys.stderr)
+    return 1 if found else 0
 
 
 def _duration_us(text: str) -> int:

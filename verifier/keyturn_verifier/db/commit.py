@@ -16,17 +16,16 @@ from typing import assert_never
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from keyturn_protocol.canonical import encode, encode_record
 from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
 from keyturn_protocol.findings import Before, Finding, FindingCode, at_genesis, finding
-from keyturn_protocol.leaves import EnrolmentBody, LeafBody, LogFrozenBody, NodeCheckpointBody
+from keyturn_protocol.leaves import EnrolmentBody, LogFrozenBody
 from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
 from keyturn_protocol.segment import Segment
-from keyturn_protocol.totals import listed_in
 from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db.engine import is_postgres, writing
 from keyturn_verifier.db.locks import lock_logs
+from keyturn_verifier.db.rows import Rows, finding_row
 from keyturn_verifier.db.statements import Statements
 from keyturn_verifier.db.tables import evidence, log
 from keyturn_verifier.enrolment import Joining, lock_tokens, token_refusal, use_token
@@ -61,24 +60,6 @@ class Moved:
     """Nothing was written for a change: its log is not where it was decided. Decide again."""
 
 
-@dataclass(slots=True)
-class _Rows:
-    """What a batch adds, gathered so that each table is written once."""
-
-    moved: list[tuple[object, ...]]
-    segments: list[tuple[object, ...]]
-    bodies: list[tuple[object, ...]]
-    usage: list[tuple[object, ...]]
-    gaps: list[tuple[object, ...]]
-    inventories: list[tuple[object, ...]]
-    listed: list[tuple[object, ...]]
-    started: list[tuple[object, ...]]
-    findings: list[tuple[object, ...]]
-    leaves: list[LeafBody]
-    newest_s: int = 0
-    """The newest receipt's time: one that was shown may be from a clock that was ahead."""
-
-
 class Committer:
     """Writes batches to one database with one receipt key."""
 
@@ -100,7 +81,7 @@ class Committer:
             # No receipt is older than the one before it of its log, whatever the wall clock does: that one's leaf is
             # committed and seen here, under the log's lock. Nor is it newer than its own leaf: see `append`.
             now_us = max(self._clock(), translog.newest_us(connection))
-            rows = _Rows([], [], [], [], [], [], [], [], [], [])
+            rows = Rows()
             held = [change for change in changes if locked.holds(change.against)]
             lock_tokens(connection, [t.token_id for change in held if (t := _joining(change)) is not None])
             answers = {id(change): self._one(connection, change, rows, now_us) for change in _by_log(held)}
@@ -108,7 +89,7 @@ class Committer:
             translog.append(connection, rows.leaves, max(now_us, rows.newest_s * 1_000_000))
         return [answers.get(id(change), Moved()) for change in changes]
 
-    def _one(self, connection: Connection, change: Change, rows: _Rows, now_us: int) -> Written | Moved | Refusal:
+    def _one(self, connection: Connection, change: Change, rows: Rows, now_us: int) -> Written | Moved | Refusal:
         """Open the log if need be, and gather what the change adds."""
         against = change.against
         findings: list[Finding] = []
@@ -119,10 +100,11 @@ class Committer:
             log_id = opened
         else:
             log_id = against.log_id
+        receipt_s: int | None = None
         match change.decision:
             case Accepted() as accepted:
                 shown = shown_receipt(change.shown, accepted.segment, self._key.public)
-                head = self._accepted(log_id, change.upload, accepted, rows, now_us, shown)
+                head, receipt_s = self._accepted(log_id, change.upload, accepted, rows, now_us, shown)
                 findings += accepted.findings
                 if shown is not None:
                     findings += lost(connection, log_id, accepted.segment, shown, now_us)
@@ -137,9 +119,8 @@ class Committer:
             case _:
                 assert_never(change.decision)
         values = head_values(head)
-        receipt_s = now_us // 1_000_000 if isinstance(change.decision, Accepted) else None
         rows.moved.append((*values.values(), receipt_s, log_id, against.head.size))
-        rows.findings += [(log_id, f.code, f.severity, f.seq, f.from_us, f.to_us, f.detail) for f in findings]
+        rows.findings += [finding_row(log_id, f) for f in findings]
         return Written(Known(log_id, head))
 
     def _open(
@@ -147,7 +128,7 @@ class Committer:
         connection: Connection,
         against: Expected,
         change: Change,
-        rows: _Rows,
+        rows: Rows,
         now_us: int,
         findings: list[Finding],
     ) -> int | Moved | Refusal:
@@ -194,32 +175,12 @@ class Committer:
         return int(log_id)
 
     def _accepted(
-        self, log_id: int, upload: Upload, accepted: Accepted, rows: _Rows, now_us: int, shown: Shown | None
-    ) -> Head:
-        """Sign the receipt, inside the transaction that makes it true; unless there is one already."""
-        segment = accepted.segment
-        receipt_s, receipt = self._receipt(segment, now_us) if shown is None else (shown.time_s, shown.receipt)
-        rows.newest_s = max(rows.newest_s, receipt_s)
-        frontier = accepted.head.frontier.to_bytes()
-        rows.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt))
-        rows.bodies.append((log_id, segment.start, receipt_s, upload.frame))
-        rows.usage += [(log_id, *key[1:], *values) for key, values in accepted.rows.items()]
-        rows.gaps += [(log_id, g.chip, g.from_us, g.to_us, g.inventory_seq, g.cause) for g in accepted.gaps]
-        rows.inventories += [(log_id, e.seq, encode(e.body.chips)) for e in accepted.inventories]
-        listed = listed_in(accepted.events)
-        rows.listed += [(log_id, chip, segment.start, *moment) for chip, moment in listed.items()]
-        rows.started += [(log_id, e.seq, e.body.id, encode_record(e.body)) for e in accepted.workloads]
-        rows.leaves.append(
-            NodeCheckpointBody(
-                origin=segment.origin,
-                start=segment.start,
-                size=segment.end,
-                root=segment.checkpoint.root.hex(),
-                segment_sha256=accepted.sha256.hex(),
-                receipt_s=receipt_s,
-            )
-        )
-        return replace(accepted.head, receipt=receipt)
+        self, log_id: int, upload: Upload, accepted: Accepted, rows: Rows, now_us: int, shown: Shown | None
+    ) -> tuple[Head, int]:
+        """Sign the receipt, inside the transaction that makes it true; unless there is one already. With its time."""
+        receipt_s, receipt = self._receipt(accepted.segment, now_us) if shown is None else (shown.time_s, shown.receipt)
+        rows.add(log_id, accepted, upload.frame, receipt_s, receipt)
+        return replace(accepted.head, receipt=receipt), receipt_s
 
     def _receipt(self, segment: Segment, now_us: int) -> tuple[int, bytes]:
         """A new receipt and its time."""
@@ -228,7 +189,7 @@ class Committer:
         return receipt_s, cosignature_line(self._key.public, Cosignature(receipt_s, signature)).to_bytes()
 
     def _frozen(
-        self, connection: Connection, log_id: int, change: Change, reason: FrozenReason, rows: _Rows, now_us: int
+        self, connection: Connection, log_id: int, change: Change, reason: FrozenReason, rows: Rows, now_us: int
     ) -> Head:
         """Keep what the node must not have signed, and take nothing more from it."""
         segment, digest = change.upload.segment, change.upload.sha256
@@ -248,7 +209,7 @@ class Committer:
         )
         return replace(change.against.head, frozen=reason)
 
-    def _write(self, connection: Connection, rows: _Rows) -> None:
+    def _write(self, connection: Connection, rows: Rows) -> None:
         run = self._statements
         if run.move.run(connection, rows.moved) != len(rows.moved):
             raise StaleHead("a log moved under its lock")
