@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our results has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
+    except OSError as error:
+        # What no module expected to fail; never a trace of ours.
+        _complain(str(error), None)
+        return UNDECIDED
     return status
 
 

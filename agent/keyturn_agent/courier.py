@@ -30,6 +30,8 @@ from keyturn_protocol.note import Note, find, parse_note
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_EVERY_S = 60.0
+_READ_AGAIN_S = 5.0
+"""Until a segment of our own is tried again that the disk didn't give back."""
 _QUOTE_BYTES = 16 * 1024
 """A heartbeat quotes a larger note only with the log's own signature."""
 
@@ -179,7 +181,8 @@ class Courier:
                 if self._stop:
                     return
                 self._more = False
-            self._ask()
+            while not self._ask():
+                self._pause(_READ_AGAIN_S)
             self._pause(self._random.fraction_ppm() / 1e6 * self._jitter_s)
             while self._step():
                 pass
@@ -188,12 +191,15 @@ class Courier:
             self._fetch_checkpoint()
             self._tidy()
 
-    def _ask(self) -> None:
-        """Compare the verifier's newest head of the log with ours, once, before anything new is signed."""
+    def _ask(self) -> bool:
+        """Compare the verifier's newest head of the log with ours, once, before anything new is signed.
+
+        :returns: False where our own can't be read: then nothing may be signed, and this is done again.
+        """
         with self._changed:
             spool, keys = self._spool, self._keys
-            if self._asked or spool is None or keys is None:
-                return
+            if self._asked or self._stop or spool is None or keys is None:
+                return True
         try:
             outcome = judge_head(self._verifier.head(keys.node.name), keys, spool.root_at, spool.end)
             if isinstance(outcome, RolledBack):
@@ -202,9 +208,13 @@ class Courier:
             logger.warning("%s", error)
         except DamagedError as error:
             self._ask_to_leave(keys, "damaged", str(error))
+        except StoreError as error:
+            self._fail(str(error), logging.ERROR, _READ_AGAIN_S)
+            return False
         with self._changed:
             self._asked = True
             self._changed.notify_all()
+        return True
 
     def _step(self) -> bool:
         """One exchange; returns whether to go on."""
@@ -212,6 +222,7 @@ class Courier:
             spool, keys, progress = self._spool, self._keys, self._progress
             if spool is None or keys is None or self._stop or self._leave is not None:
                 return False
+        upload: Upload | None = None
         try:
             upload = spool.upload(progress.position)
             if upload is None:
@@ -226,7 +237,9 @@ class Courier:
         except DamagedError as error:
             self._ask_to_leave(keys, "damaged", str(error))
             return False
-        self._settle(outcome, progress.after(outcome, upload.end), keys)
+        except StoreError as error:
+            outcome = Retry(str(error), 0, alarm=True)
+        self._settle(outcome, progress.after(outcome, progress.position if upload is None else upload.end), keys)
         return True
 
     def _go_on(self, keys: Keys) -> bool:

@@ -49,17 +49,20 @@ def enroll(
     :raises RefusedError: the token isn't good, or the folder belongs to another verifier; nothing was changed.
     :raises UnreachableError: the verifier didn't answer in time; done again, it goes on.
     """
-    fresh = not folder.exists()
+    with files.doing(f"looking for {folder}"):
+        fresh = not folder.exists()
     make_folder(folder)
     lock = FolderLock(folder)
     try:
         try:
-            enrolment = _join(folder, url, token, pinned, source, verifier)
+            with files.doing(f"reading {folder}"):
+                enrolment = _join(folder, url, token, pinned, source, verifier)
         except BaseException:
             if fresh:
                 _forget(folder)
             raise
-        log = _first_log(folder, enrolment, clock)
+        with files.doing(f"opening {folder}"):
+            log = _first_log(folder, enrolment, clock)
         try:
             _send(log, pinned, verifier, random, patience_s)
         finally:

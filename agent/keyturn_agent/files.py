@@ -2,11 +2,12 @@
 
 import errno
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from keyturn_agent.errors import NoSpaceError, StoreError
+from keyturn_agent.errors import DamagedError, NoSpaceError, StoreError
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -15,6 +16,12 @@ TEMPORARY = ".tmp"
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""What a disk or a file system says of bytes that it can't give back any more."""
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+"""What stands in a file's place isn't that file, or nothing does."""
+_READS = 3
+_READ_AGAIN_S = 0.2
 
 
 @contextmanager
@@ -31,13 +38,38 @@ def doing(what: str) -> Iterator[None]:
         raise StoreError("disk", f"{what}: {error}") from error
 
 
+def read(path: Path) -> bytes:
+    """The bytes of a file that a log stands on. A disk that fails once is asked again.
+
+    :raises DamagedError: the file isn't there, or the disk can't read it, now and a moment later.
+    :raises StoreError: it can't be read for another reason, which says nothing about the bytes.
+    """
+    for again in reversed(range(_READS)):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno in _UNREADABLE and again:
+                time.sleep(_READ_AGAIN_S)
+                continue
+            if error.errno in _UNREADABLE | GONE:
+                raise DamagedError("damaged", f"{path}: {error}") from error
+            raise StoreError("disk", f"reading {path}: {error}") from error
+    raise AssertionError("unreachable")
+
+
+def close(fd: int) -> None:
+    """Let go of a file. What was to survive was synced before; an error here says nothing about it."""
+    with suppress(OSError):
+        os.close(fd)
+
+
 def fsync_folder(folder: Path) -> None:
     """After this, renames and new names in ``folder`` survive."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -55,7 +87,7 @@ def _write_temporary(path: Path, data: bytes) -> Path:
         # After this fsync the bytes survive, under a name that nobody reads.
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
     return temporary
 
 
@@ -90,7 +122,7 @@ def publish(path: Path, data: bytes) -> None:
         try:
             write_all(fd, data)
         finally:
-            os.close(fd)
+            close(fd)
         temporary.rename(path)
     except OSError as error:
         if error.errno not in _FULL:

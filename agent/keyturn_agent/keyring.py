@@ -61,7 +61,9 @@ class Keyring:
     def next(self) -> FileSigner:
         """The key that takes over, made on first use; when this returns it survives."""
         path = self._folder / "key.next"
-        if not path.exists():
+        with files.doing(f"looking for {path}"):
+            there = path.exists()
+        if not there:
             FileSigner.generate().save(path)
         return FileSigner.load(path)
 
@@ -84,11 +86,11 @@ class Keyring:
     def drop_old(self) -> bool:
         """The end of the log before the roll is receipted: only the new key stays. Returns whether one went."""
         path = self._folder / "key.next"
-        if self._rolled is None or not path.exists():
-            return False
-        if FileSigner.load(path).public_key.hex() != self._rolled.public_key:
-            return False
         with files.doing(f"removing the old key in {self._folder}"):
+            if self._rolled is None or not path.exists():
+                return False
+            if FileSigner.load(path).public_key.hex() != self._rolled.public_key:
+                return False
             path.rename(self._folder / "key")
             # After this the old key is gone.
             files.fsync_folder(self._folder)

@@ -91,22 +91,22 @@ class NodeLog:
         :raises DamagedError: entries under an intended head aren't what they were.
         """
         try:
-            opened: Opened = decode((folder / "opened").read_bytes(), Opened)
-        except (OSError, ProtocolError) as error:
+            opened: Opened = decode(files.read(folder / "opened"), Opened)
+        except ProtocolError as error:
             raise DamagedError("damaged", f"{folder}/opened: {error}") from error
-        log = cls(folder, name, signer, opened)
-        try:
-            with files.doing(f"opening the log {folder}"):
+        with files.doing(f"opening the log {folder}"):
+            log = cls(folder, name, signer, opened)
+            try:
                 log._recover()
-        except BaseException:
-            log.close()
-            raise
+            except BaseException:
+                log.close()
+                raise
         return log
 
     def close(self) -> None:
         """Let go of the file. Nothing is written: everything that was appended is on disk already."""
         if self._fd >= 0:
-            os.close(self._fd)
+            files.close(self._fd)
             self._fd = -1
 
     # -- what is known
@@ -219,7 +219,7 @@ class NodeLog:
             self.seal()
 
     def _recover(self) -> None:
-        tail = (self.folder / "tail").read_bytes()
+        tail = files.read(self.folder / "tail")
         if (intended := self._read_state()) is not None:
             tail = self._recover_head(intended, tail)
         elif self.spool.end:
@@ -291,15 +291,14 @@ class NodeLog:
         self._bytes += len(line) + 1
         # After this the whole entries and the word about the dropped bytes survive, together.
         files.replace(self.folder / "tail", b"".join(kept + b"\n" for kept in self._lines))
-        os.close(self._fd)
+        files.close(self._fd)
         self._fd = _open_tail(self.folder)
         self._torn = b""
 
     def _read_state(self) -> Intended | None:
-        try:
-            data = (self.folder / "state").read_bytes()
-        except FileNotFoundError:
+        if not (self.folder / "state").exists():
             return None
+        data = files.read(self.folder / "state")
         try:
             intended: Intended = decode(data, Intended, limit=_STATE_BYTES)
         except ProtocolError as error:
@@ -320,4 +319,6 @@ def _open_tail(folder: Path) -> int:
     try:
         return os.open(folder / "tail", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
+        if error.errno not in files.GONE:
+            raise
         raise DamagedError("damaged", f"{folder}/tail: {error}") from error

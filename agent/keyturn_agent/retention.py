@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from keyturn_agent import files
-from keyturn_agent.errors import DamagedError
+from keyturn_agent.errors import StoreError
 from keyturn_agent.removed import remember, removed_end
 from keyturn_agent.spool import SEGMENT, Spool, ranges, read_segment
 
@@ -83,7 +83,7 @@ class Retention:
                     _remove(folder, segments[i : i + _AT_ONCE])
                 if folder == spool.folder:
                     spool.forget(segments[-1].end)
-        except (OSError, DamagedError) as error:
+        except (OSError, StoreError) as error:
             logger.warning("removing receipted segments: %s", error)
             return 0
         if gone:

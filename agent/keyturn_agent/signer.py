@@ -53,13 +53,13 @@ class FileSigner:
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                mode = stat.S_IMODE(os.fstat(fd).st_mode)
+                seed = os.read(fd, _SEED_BYTES + 1)
+            finally:
+                files.close(fd)
         except OSError as error:
             raise StoreError("no_key", f"reading the key {path}: {error}") from error
-        try:
-            mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            seed = os.read(fd, _SEED_BYTES + 1)
-        finally:
-            os.close(fd)
         if mode & 0o077:
             raise StoreError(
                 "key_mode",

@@ -65,12 +65,17 @@ class Spool:
         self._receipts: dict[int, Path] = {}
         self.receipted = 0
         """Size of the newest head that the verifier has receipted."""
-        self.first = removed_end(folder)
+        self.first = 0
         """Where the entries begin that are still here; those before were receipted and removed."""
-        for start, end, kind in ranges(folder):
+        with files.doing(f"looking at {folder}"):
+            self._look()
+
+    def _look(self) -> None:
+        self.first = removed_end(self.folder)
+        for start, end, kind in ranges(self.folder):
             if kind != SEGMENT:
                 self.receipted = max(self.receipted, end)
-                self._receipts[end] = folder / f"{start}-{end}.receipt"
+                self._receipts[end] = self.folder / f"{start}-{end}.receipt"
             elif end > self.first:
                 self._ends[start] = end
                 self._starts[end] = start
@@ -85,20 +90,23 @@ class Spool:
         """Segments and bytes on disk that have no receipt yet."""
         with self._lock:
             missing = [(start, end) for end, start in self._starts.items() if end > self.receipted]
-        return len(missing), sum(self._path(start, end).stat().st_size for start, end in missing)
+        with files.doing(f"looking at {self.folder}"):
+            return len(missing), sum(self._path(start, end).stat().st_size for start, end in missing)
 
     def waiting_since_s(self) -> int | None:
         """When the oldest segment without a receipt was signed (real time), or None if nothing waits."""
         with self._lock:
             missing = [(start, end) for end, start in self._starts.items() if end > self.receipted]
-        return int(self._path(*min(missing)).stat().st_mtime) if missing else None
+        with files.doing(f"looking at {self.folder}"):
+            return int(self._path(*min(missing)).stat().st_mtime) if missing else None
 
     def last_receipt_s(self) -> int | None:
         """When the newest receipt was stored (real time), or None without one."""
-        newest = max(((end, start) for start, end, kind in ranges(self.folder) if kind != SEGMENT), default=None)
-        if newest is None:
-            return None
-        return int((self.folder / f"{newest[1]}-{newest[0]}.receipt").stat().st_mtime)
+        with self._lock:
+            newest = max(self._receipts, default=None)
+            path = None if newest is None else self._receipts[newest]
+        with files.doing(f"looking at {self.folder}"):
+            return None if path is None else int(path.stat().st_mtime)
 
     def add(self, start: int, lines: Sequence[bytes], note: Note) -> None:
         """Keep a segment; when this returns it survives. Doing so again changes nothing."""
@@ -127,7 +135,8 @@ class Spool:
         start = self.start_of(size)
         if start is not None:
             return self._load(start, size).checkpoint.root
-        return removed_root(self.folder, size) if size <= self.first else None
+        with files.doing(f"reading what was removed from {self.folder}"):
+            return removed_root(self.folder, size) if size <= self.first else None
 
     def forget(self, end: int) -> None:
         """The segments up to ``end`` were removed."""
@@ -205,10 +214,12 @@ def read_segment(path: Path) -> Segment:
     """A segment as it is on disk; its signature isn't checked here.
 
     :raises DamagedError: it isn't one.
+    :raises StoreError: the disk didn't say.
     """
+    data = files.read(path)
     try:
-        return parse_segment(decompress(path.read_bytes()))
-    except (OSError, ProtocolError, zstd.ZstdError) as error:
+        return parse_segment(decompress(data))
+    except (ProtocolError, zstd.ZstdError) as error:
         raise DamagedError("damaged", f"{path}: {error}") from error
 
 

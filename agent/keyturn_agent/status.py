@@ -98,6 +98,8 @@ def read_status(folder: Path) -> Status:
     :raises StoreError: it can't be read.
     """
     enrolment, _ = read_enrolment(folder)
+    with files.doing(f"asking who holds {folder}"):
+        running_pid = holder(folder)
     try:
         incarnation = max(int(p.name) for p in (folder / "logs").iterdir() if p.name.isdigit())
         place = folder / "logs" / str(incarnation)
@@ -115,7 +117,7 @@ def read_status(folder: Path) -> Status:
         verifier=enrolment.verifier,
         source=enrolment.source,
         trust_sha256=enrolment.trust_sha256,
-        running_pid=holder(folder),
+        running_pid=running_pid,
         sealed=spool.end,
         receipted=spool.receipted,
         spool_segments=segments,

@@ -56,26 +56,28 @@ class FolderLock:
         """:raises RefusedError: another process has it."""
         with files.doing(f"locking {folder}"):
             self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, files.PRIVATE_FILE)
+            try:
+                self._take(folder)
+            except BaseException:
+                self.release()
+                raise
+
+    def _take(self, folder: Path) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "another process"
-            os.close(self._fd)
             raise RefusedError(
                 "locked",
                 f"the state folder {folder} is in use by process {holder}",
                 hint="one agent writes one log; stop that process, or give this host a folder of its own",
             ) from None
-        try:
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-        except BaseException:
-            self.release()
-            raise
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            files.close(self._fd)
             self._fd = -1
 
 
@@ -166,8 +168,9 @@ class Store:
         lock = FolderLock(folder)
         try:
             enrolment, pinned = read_enrolment(folder)
-            store = cls(folder, lock, Keyring(folder, enrolment), enrolment, pinned)
-            clock = store._open_log(make_clock, now_s)
+            with files.doing(f"opening {folder}"):
+                store = cls(folder, lock, Keyring(folder, enrolment), enrolment, pinned)
+                clock = store._open_log(make_clock, now_s)
             if store.log.chain.closed == "retired" and not retired:
                 store.log.close()
                 raise RefusedError(
@@ -345,10 +348,10 @@ def last_head(folder: Path, name: LogName, public_key: bytes) -> tuple[int, str]
     """Size and root of the newest head that a damaged log still shows: intended, or signed over whole segments."""
     size, root = 0, EMPTY_ROOT.hex()
     try:
-        intended: Intended = decode((folder / "state").read_bytes(), Intended, limit=_FILE_BYTES)
+        intended: Intended = decode(files.read(folder / "state"), Intended, limit=_FILE_BYTES)
         if intended.origin == name.origin:
             size, root = intended.size, intended.root
-    except (OSError, ProtocolError):
+    except (DamagedError, ProtocolError):
         pass
     spool = Spool(folder, node_key(name.origin, public_key))
     try:

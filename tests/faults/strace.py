@@ -1,0 +1,114 @@
+"""File calls of a process, one by one: listed from a trace, and made to fail by strace.
+
+A call is named by what stays the same from run to run: the system call, the file, and the how-manieth call of that
+kind on that file it is in its thread. strace counts in the same way when it looks at one file only (`-P`), so that
+"the second fdatasync of logs/1/tail" is a place in the program and not a moment.
+"""
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from tests.support.optional import require, require_program
+
+KINDS: Final = {
+    "open": {"openat", "open", "creat"},
+    "read": {"read", "pread64", "preadv", "readv"},
+    "write": {"write", "pwrite64", "pwritev", "writev", "ftruncate", "fallocate"},
+    "sync": {"fsync", "fdatasync"},
+    "name": {"rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir"},
+    "look": {"stat", "newfstatat", "fstat", "statfs", "fstatfs", "access", "faccessat2", "readlink", "getdents64"},
+    "lock": {"flock", "fcntl"},
+    "close": {"close"},
+}
+"""Calls by what they do; the rest (mmap, lseek, chmod …) goes under its own name."""
+_FILLS: Final = KINDS["write"] | KINDS["sync"] | {"rename", "link", "mkdir", "linkat", "mkdirat", "renameat2"}
+_LINE: Final = re.compile(r"(\d+) +(\w+)\((.*)")
+_PATH: Final = re.compile(r'["<](/[^"<>]*)[">]')
+
+
+class Fault(Enum):
+    """What happens in place of a call. The call itself isn't made."""
+
+    EIO = "error=EIO"
+    ENOSPC = "error=ENOSPC"
+    KILL = "signal=SIGKILL"
+
+
+@dataclass(frozen=True, order=True)
+class Call:
+    """The `nth` (from 1) `syscall` on `path`, relative to the folder that was watched, in one thread."""
+
+    path: str
+    nth: int
+    syscall: str
+    makes: bool = False
+    """Whether it is an open that may make the file."""
+
+    @property
+    def kind(self) -> str:
+        return next((kind for kind, calls in KINDS.items() if self.syscall in calls), self.syscall)
+
+    def takes(self, fault: Fault) -> bool:
+        """Whether a real disk could answer this call so."""
+        return fault is not Fault.ENOSPC or self.makes or self.syscall in _FILLS
+
+    def __str__(self) -> str:
+        return f"{self.syscall} {self.nth} of {self.path}"
+
+
+def require_strace(folder: Path) -> None:
+    """Skips where there is no strace, or where this process may not trace another."""
+    program = require_program("strace")
+    probe = [program, "-qq", "-o", "/dev/null", "-e", "inject=write:error=EIO", "true"]
+    done = subprocess.run(probe, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    require("strace", done.returncode == 0, f"strace can't trace here: {done.stderr.strip()}")
+
+
+def watching(out: Path) -> list[str]:
+    """Options that list every call on a file."""
+    return ["-o", str(out), "-e", "trace=%file,%desc", "-e", "signal=none"]
+
+
+def injecting(out: Path, folder: Path, call: Call, fault: Fault) -> list[str]:
+    """Options that let one call fail."""
+    where = str(folder / call.path)
+    inject = f"inject={call.syscall}:{fault.value}:when={call.nth}"
+    return ["-o", str(out), "-e", f"trace={call.syscall}", "-e", inject, "-e", "signal=none", "-P", where]
+
+
+def was_injected(out: Path) -> bool:
+    """Whether the fault of :func:`injecting` happened."""
+    text = out.read_text(errors="replace")
+    return "(INJECTED)" in text or "killed by SIGKILL" in text
+
+
+def calls(out: Path, folder: Path) -> set[Call]:
+    """The calls in a trace that :func:`watching` wrote, on `folder` and all in it."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    found = set()
+    for thread, syscall, arguments in _lines(out):
+        paths = [path for path in dict.fromkeys(_PATH.findall(arguments)) if _inside(path, folder)]
+        for path in paths:
+            # strace's -P looks at every path of a call.
+            counts[thread, syscall, path] += 1
+        if paths:
+            name = str(Path(paths[0]).relative_to(folder))
+            found.add(Call(name, counts[thread, syscall, paths[0]], syscall, "O_CREAT" in arguments))
+    return found
+
+
+def _lines(out: Path) -> Iterator[tuple[str, str, str]]:
+    for line in out.read_text(errors="replace").splitlines():
+        if match := _LINE.match(line):
+            thread, syscall, arguments = match.groups()
+            yield thread, syscall, arguments
+
+
+def _inside(path: str, folder: Path) -> bool:
+    return path == str(folder) or path.startswith(f"{folder}/")
