@@ -295,17 +295,20 @@ class Daemon:
     def _drain(self) -> bool:
         """Wait for the receipts that are owed; a log that ends meanwhile is followed once."""
         done = self._courier.drain(self._patience_s())
-        if not done and self._courier.leave() is not None:
+        if self._courier.leave() is not None:
             before = self._store.incarnation
             self._follow_verifier()
             if self._store.incarnation != before:
                 self._shut_down("the log before this one ended")
                 done = self._courier.drain(self._patience_s())
         self._say()
-        if not done:
+        log = self._store.log
+        # What no head covers wasn't even sent.
+        if not done or log.sealed < log.size:
             logger.warning(
                 "%d of %d entries are not receipted yet; they are kept and sent at the next start",
-                self._store.log.sealed - self._store.log.spool.receipted,
-                self._store.log.sealed,
+                log.size - log.spool.receipted,
+                log.size,
             )
-        return done
+            return False
+        return True

@@ -4,6 +4,7 @@
 strace is attached, and then calls the program's main function with real arguments, files and signals.
 """
 
+import gc
 import json
 import os
 import select
@@ -65,7 +66,7 @@ class Running:
         err = self.err()
         assert not hung, f"still running after {patience_s} s:\n{err}"
         trace = _beside(self._base, ".trace")
-        reached = trace.exists() and was_injected(trace)
+        reached = status == -9 or (trace.exists() and was_injected(trace))
         return Ended(status, _beside(self._base, ".out").read_text(errors="replace"), err, reached)
 
 
@@ -186,6 +187,9 @@ def main() -> None:
     for name in sys.argv[2:]:
         import_module(name)
     run = getattr(import_module(module), function)
+    # What was imported is the same in all children: the collector must not touch, and so copy, its pages.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         job = json.loads(line)
         if "reap" in job:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Row, select, text
 from sqlmodel import SQLModel
 
 from keyturn_protocol.api import Trust
@@ -24,6 +24,7 @@ from keyturn_protocol.ids import Deployment
 from keyturn_verifier import cli, config, keyfiles, service, state, tokens, translog
 from keyturn_verifier.clock import Clock, wall_clock
 from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.tables import log, segment
 from keyturn_verifier.export import export
 from keyturn_verifier.server import bind, configure
 from tests.support.node import Client, Node
@@ -119,6 +120,13 @@ class Verifier:
 
     def count(self, table: str) -> int:
         return len(self.dump()[table])
+
+    def receipts(self, node_id: str) -> list[Row[tuple[str, int, int, bytes]]]:
+        """Origin, start, end and receipt of every stored segment of a node."""
+        columns = log.c.origin, segment.c.start, segment.c.end, segment.c.receipt
+        query = select(*columns).join(segment, segment.c.log_id == log.c.id).where(log.c.node_id == node_id)
+        with reading(self.engine) as connection:
+            return list(connection.execute(query))
 
     def leaves(self) -> list[bytes]:
         """All leaves of the verifier's log."""

@@ -1,0 +1,59 @@
+"""Which calls are made to fail, in the long form and in the short one; and the rows about them."""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import pytest
+
+from tests.faults.strace import Call, Fault
+from tests.faults.table import LONG, record
+
+SAMPLE: Final = 1
+"""Cases of each command and fault in the short form."""
+RUNS: Final = 2 if LONG else 1
+"""Runs without a fault whose calls are listed: threads don't always take turns in the same way."""
+_TRIES: Final = 4
+"""A run that didn't come to a call, since its threads took turns in another way, is done again so often."""
+_MISSED_PERCENT: Final = 3
+
+
+def choose(calls: Iterable[Call], fault: Fault) -> list[Call]:
+    """All the calls that a fault makes a case of; a spread sample of them in the short form.
+
+    `KEYTURN_FAULTS_ONLY` takes those whose name contains it.
+    """
+    cases = [
+        call for call in sorted(calls) if call.takes(fault) and os.environ.get("KEYTURN_FAULTS_ONLY", "") in str(call)
+    ]
+    if LONG:
+        return cases
+    return cases[len(cases) // (2 * SAMPLE) :: max(1, len(cases) // SAMPLE)][:SAMPLE]
+
+
+def report(
+    part: str, command: str, fault: Fault, cases: Iterable[Call], one: Callable[[Call], str | None], expected: str
+) -> None:
+    """Run each case; fail with all that went wrong, or write down what was seen.
+
+    :param one: runs a case and says what was seen; None where it was not reached.
+    """
+    seen: list[tuple[str, str]] = []
+    wrong: list[str] = []
+    missed: list[Call] = []
+    for call in cases:
+        try:
+            for _ in range(_TRIES):
+                if (how := one(call)) is not None:
+                    seen.append((call.kind, how))
+                    break
+            else:
+                missed.append(call)
+        except AssertionError as error:
+            wrong.append(f"{fault.name} at {call}: {str(error)[:2000]}")
+    count = len(seen) + len(wrong) + len(missed)
+    if wrong:
+        pytest.fail(f"{len(wrong)} of {count} cases of {command}:\n" + "\n".join(wrong), pytrace=False)
+    assert len(missed) * 100 <= count * _MISSED_PERCENT + 100, f"not reached: {', '.join(map(str, missed))}"
+    for kind, how in seen:
+        record("faults", part, f"{fault.name} at {kind}", expected=expected, seen=how)
