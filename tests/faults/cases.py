@@ -1,21 +1,39 @@
 """Which calls are made to fail, in the long form and in the short one; and the rows about them."""
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from tests.faults.strace import Call, Fault
 from tests.faults.table import LONG, record
 
-SAMPLE: Final = 1
-"""Cases of each command and fault in the short form."""
+SAMPLE: Final = 3
+"""Cases of each command in the short form, which meets one kind of fault."""
 RUNS: Final = 2 if LONG else 1
 """Runs without a fault whose calls are listed: threads don't always take turns in the same way."""
 _TRIES: Final = 4
 """A run that didn't come to a call, since its threads took turns in another way, is done again so often."""
 _MISSED_PERCENT: Final = 3
+
+
+class Command(Protocol):
+    """A command of a program that meets a fault."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def pairs(commands: Sequence[Command]) -> list[ParameterSet]:
+    """Parameters of a test: each command with each fault; in the short form with one."""
+    return [
+        pytest.param(command, fault, id=f"{command.name.replace(' ', '-')}-{fault.name}")
+        for number, command in enumerate(commands)
+        for at, fault in enumerate(Fault)
+        if LONG or at == number % len(Fault)
+    ]
 
 
 def choose(calls: Iterable[Call], fault: Fault) -> list[Call]:

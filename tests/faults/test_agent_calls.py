@@ -9,7 +9,7 @@ import pytest
 
 from keyturn_protocol.audit import Report
 from keyturn_protocol.ids import parse_origin
-from tests.faults.cases import RUNS, choose, report
+from tests.faults.cases import RUNS, choose, pairs, report
 from tests.faults.host import PHASES, PRELOAD, Host, Phase
 from tests.faults.strace import Call, Fault, require_strace
 from tests.faults.warm import Ended, Warm
@@ -103,8 +103,8 @@ def seen_of(ended: Ended) -> str:
     return "went on; what had no receipt was sent at the next start"
 
 
-@pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name)
-@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name.replace(" ", "-"))
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, warm: Warm, phase: Phase, fault: Fault) -> None:
     folder = Path(tempfile.mkdtemp(dir=quick_folder))
     require_strace(folder)

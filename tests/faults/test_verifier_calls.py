@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import RUNS, choose, report
+from tests.faults.cases import RUNS, choose, pairs, report
 from tests.faults.server import PHASES, PRELOAD, Phase, Site
 from tests.faults.strace import Call, Fault, require_strace
 from tests.faults.warm import Warm
@@ -56,8 +56,8 @@ def calls_of(templates: Templates, phase: Phase, folder: Path) -> set[Call]:
     return found
 
 
-@pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name)
-@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, templates: Templates, phase: Phase, fault: Fault) -> None:
     folder = Path(tempfile.mkdtemp(dir=quick_folder))
     require_strace(folder)
