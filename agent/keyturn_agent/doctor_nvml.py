@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from keyturn_agent.doctor import Check
+from keyturn_agent.sources.pci import NVIDIA
 from keyturn_protocol.entries import Chip, InventoryBody, PciDevice
 
-NVIDIA: Final = 0x10DE
 _VENDORS: Final = {0x1002: "AMD", 0x1DA3: "Habana", 0x19E5: "Huawei"}
 """Makers of accelerators that this source doesn't meter; a server's own VGA controller is of none of them."""
 _GPM: Final = "tensor_mcycles"

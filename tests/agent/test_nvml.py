@@ -10,12 +10,13 @@ from keyturn_agent.errors import UsageError
 from keyturn_agent.sources import nvml_causes
 from keyturn_agent.sources.nvml import GpuProcess
 from keyturn_agent.sources.nvml_causes import CAUSES, cause_of
-from keyturn_agent.sources.nvml_gpm import divisor
+from keyturn_agent.sources.nvml_gpm import Now, divisor, plausible
 from keyturn_agent.sources.nvml_source import NvmlSource
 from tests.agent.conftest import Sources
 from tests.agent.nvml_stub.stories import (
     SECOND_US,
     body_of,
+    metered,
     only,
     read,
     read_seconds,
@@ -267,3 +268,118 @@ def test_an_unknown_error_is_null_once(stub: Stub, make: Sources) -> None:
     to_start(stub, source)
     assert [only(s).power_mw for s in read_seconds(stub, source, 2)] == [300_000, None, 300_000]
     assert not source.inventory_changed
+
+
+# -- counters that aren't what they were
+
+
+def counting(stub: Stub, make: Sources, script: Script, seconds: int) -> tuple[NvmlSource, list[int | None]]:
+    """A source over so many seconds, and the tensor cycles (10^6) of each interval that has a value."""
+    source = make(stub, script)
+    to_start(stub, source)
+    bodies = metered(read_seconds(stub, source, seconds))[0]
+    return source, [body.tensor_mcycles[0] for body in bodies]
+
+
+@pytest.mark.parametrize("counter", ["g248", "g249"])
+def test_counters_that_stand_still_under_load_are_not_zero_work(stub: Stub, make: Sources, counter: str) -> None:
+    script = steady_gpu().cycles(seconds=13)
+    # From 13 s on that counter stays where it is, and the others go on.
+    for tenth in range(131, 400):
+        elapsed = 10**12 + 150_000_000 * tenth
+        rest = {"g248": elapsed, "g249": elapsed * 8 // 10, "g250": elapsed * 4 // 10, "g252": elapsed * 4 // 10}
+        script.at(tenth * 100_000, "0", **{name: value for name, value in rest.items() if name != counter})
+    source, tensor = counting(stub, make, script, 20)
+    assert sum(value or 0 for value in tensor) == 20 * 600, "by ratios, from that sample on"
+    assert source.inventory_changed
+    (chip,) = source.inventory().chips
+    assert chip.measured_by["tensor_mcycles"] == "ratio_x_sm_clock"
+
+
+@pytest.mark.parametrize("jump", [10**15, -(10**11)])
+def test_counters_that_jump_once_don_t_count_for_that_sample(stub: Stub, make: Sources, jump: int) -> None:
+    script = steady_gpu().cycles(seconds=12)
+    for tenth in range(121, 400):
+        elapsed = 10**12 + jump + 150_000_000 * tenth
+        script.at(tenth * 100_000, "0", g248=elapsed, g249=elapsed * 8 // 10, g250=elapsed * 4 // 10, g252=0)
+    source, tensor = counting(stub, make, script, 20)
+    assert sum(value or 0 for value in tensor) == 20 * 600
+    assert not source.inventory_changed, "counters are believed again after it"
+
+
+def test_counters_that_stand_still_while_idle_are_decided_under_load(stub: Stub, make: Sources) -> None:
+    """It isn't documented whether they count while nothing runs; an agent that starts then must not miss them."""
+    script = Script().gpu().steady()
+    for metric in (248, 249, 250, 251, 252, 253, 254, 258, 259, 260):
+        script.at(0, "0", **{f"g{metric}": 10**12})
+    for tenth in range(400):
+        t_us = tenth * 100_000
+        idle = t_us < START_US + 5 * SECOND_US
+        script.at(t_us, "0", busy_percent=0 if idle else 100)
+        if not idle:
+            elapsed = 10**12 + 150_000_000 * (tenth - 150)
+            script.at(t_us, "0", g248=elapsed, g249=elapsed * 8 // 10, g250=elapsed * 4 // 10)
+    source = make(stub, script)
+    (chip,) = to_start(stub, source).chips
+    assert chip.measured_by["tensor_mcycles"] == "ratio_x_sm_clock"
+    read_seconds(stub, source, 10)
+    assert source.inventory_changed
+    (chip,) = source.inventory().chips
+    assert chip.measured_by["tensor_mcycles"] == chip.measured_by["elapsed_mcycles"] == "cycle_counter"
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "active", "then", "now", "good"),
+    [
+        (1.5e9, 1.2e9, 100, 100, True),
+        (1.5e9, None, 100, 100, True),
+        (0.0, 0.0, 100, 100, False),
+        (-1.0, None, 0, 0, False),
+        (1.5e9, 0.0, 100, 100, False),
+        # It just began to work, or has just stopped.
+        (1.5e9, 0.0, 0, 100, True),
+        (1.5e9, 0.0, 100, 0, True),
+        (1.5e9, -1.0, 0, 0, False),
+        (1.5e9, 1.7e9, 100, 100, False),
+        (8e9, None, 100, 100, False),
+        (0.2e9, 0.1e9, 100, 100, True),
+    ],
+)
+def test_what_is_plausible(elapsed: float, active: float | None, then: int, now: int, good: bool) -> None:
+    def at(busy: int) -> Now:
+        return Now(clock_mhz=1500, clock_max_mhz=1755, sms=114, busy_percent=busy)
+
+    assert plausible(elapsed, active, SECOND_US, at(then), at(now)) is good
+
+
+def test_without_a_clock_only_the_direction_tells(stub: Stub) -> None:
+    blind = Now(clock_mhz=None, clock_max_mhz=1755, sms=114, busy_percent=100)
+    assert plausible(0, None, SECOND_US, None, blind)
+    assert not plausible(-1, None, SECOND_US, None, blind)
+
+
+def test_a_permission_that_comes_back_is_used(stub: Stub, make: Sources) -> None:
+    """Another profiler may have held the counters: it isn't asked every second, and not never."""
+    script = Script().gpu().steady(seconds=720)
+    from_us, to_us = START_US + 5 * SECOND_US, START_US + 60 * SECOND_US
+    script.fail("nvmlGpmSampleGet", 4, from_us=from_us, to_us=to_us).fail("metric:13", 4, from_us=from_us, to_us=to_us)
+    source = make(stub, script)
+    to_start(stub, source)
+    lost = [only(s).tensor_ppm is None for s in read_seconds(stub, source, 700)]
+    back = lost.index(False, 6)
+    assert 580 < back < 605
+    assert (lost[5:back], any(lost[back + 1 :])) == ([True] * (back - 5), False)
+    (chip,) = source.inventory().chips
+    assert chip.not_measured == {}
+
+
+def test_a_permission_that_is_refused_at_the_start_may_be_given_later(stub: Stub, make: Sources) -> None:
+    script = Script().gpu().steady(seconds=720).cycles(seconds=720)
+    script.fail("nvmlGpmQueryDeviceSupport", 4, to_us=START_US + 60 * SECOND_US)
+    source = make(stub, script)
+    (chip,) = to_start(stub, source).chips
+    assert chip.not_measured["tensor_mcycles"] == "no_permission: nvmlGpmSampleGet"
+    read_seconds(stub, source, 610)
+    assert source.inventory_changed
+    (chip,) = source.inventory().chips
+    assert chip.measured_by["tensor_mcycles"] == "cycle_counter"

@@ -143,6 +143,70 @@ def test_mig_instances_come_and_go_without_a_break_for_the_others(stub: Stub, ma
     assert len(read(stub, source, START_US + 26 * SECOND_US).chips) == 3
 
 
+def test_a_gpu_is_divided_and_made_whole_again_in_mid_run(stub: Stub, make: Sources) -> None:
+    """Since Hopper that needs no reset, so that nothing else tells."""
+    source = make(stub, steady_gpu(mig=0))
+    to_start(stub, source)
+    read_seconds(stub, source, 2)
+    divided = mig_script()
+    stub.control.set("reload", 1)
+    stub.play(divided)
+    read_seconds(stub, source, 15, START_US + 3 * SECOND_US)
+    assert source.inventory_changed
+    assert [chip.role for chip in source.inventory().chips] == ["mig_parent", *["mig_instance"] * 3]
+    assert None not in read(stub, source, START_US + 20 * SECOND_US).chips
+    stub.play(steady_gpu(mig=0))
+    stub.control.set("reload", 1)
+    read_seconds(stub, source, 15, START_US + 21 * SECOND_US)
+    assert [chip.role for chip in source.inventory().chips] == ["gpu"]
+    assert None not in read(stub, source, START_US + 40 * SECOND_US).chips
+    assert stub.control.get("openings") == 1
+
+
+def plug(sysfs: Path, bus_id: str, driver: str | None) -> None:
+    folder = sysfs / "bus" / "pci" / "devices" / bus_id
+    folder.mkdir(parents=True)
+    for name, text in (("class", "0x030200"), ("vendor", "0x10de"), ("device", "0x2331")):
+        (folder / name).write_text(text + "\n")
+    if driver is not None:
+        (folder / "driver").symlink_to(sysfs / "bus" / "pci" / "drivers" / driver)
+
+
+def test_a_gpu_that_is_plugged_in_is_taken_up(stub: Stub, make: Sources, tmp_path: Path) -> None:
+    """The library counts GPUs when it is opened, and only then."""
+    sysfs = tmp_path / "sys"
+    plug(sysfs, "0000:3b:00.0", "nvidia")
+    source = make(stub, Script().gpu(0).steady("0", 240), sysfs=sysfs)
+    to_start(stub, source)
+    read_seconds(stub, source, 70)
+    assert (source.inventory_changed, stub.control.get("openings")) == (False, 1)
+    plug(sysfs, "0000:3c:00.0", "nvidia")
+    stub.play(Script().gpu(0).gpu(1).steady("0", 240).steady("1", 240))
+    samples = read_seconds(stub, source, 60, START_US + 71 * SECOND_US)
+    assert [sample.error for sample in samples].count("reopened") == 1
+    assert stub.control.get("openings") == 2
+    inventory = source.inventory()
+    assert len(inventory.chips) == len(inventory.pci or ()) == 2
+    # One that NVML doesn't show all the same is no reason to open it again and again.
+    plug(sysfs, "0000:3d:00.0", "nvidia")
+    read_seconds(stub, source, 100, START_US + 135 * SECOND_US)
+    assert stub.control.get("openings") == 3
+    assert source.inventory_changed, "the bus says that there is one more"
+    assert len(source.inventory().pci or ()) == 3
+
+
+def test_a_gpu_that_is_given_to_a_guest_is_only_noted(stub: Stub, make: Sources, tmp_path: Path) -> None:
+    sysfs = tmp_path / "sys"
+    plug(sysfs, "0000:3b:00.0", "nvidia")
+    source = make(stub, Script().gpu(0).steady("0", 150), sysfs=sysfs)
+    to_start(stub, source)
+    plug(sysfs, "0000:3c:00.0", "vfio-pci")
+    read_seconds(stub, source, 70)
+    assert source.inventory_changed
+    assert len(source.inventory().pci or ()) == 2
+    assert stub.control.get("openings") == 1
+
+
 def test_processes_of_a_chip(stub: Stub, make: Sources) -> None:
     script = two_gpus().add("process", "0", 300, 1024, 25).add("process", "0", 200, "-", "-")
     source = make(stub, script)

@@ -16,7 +16,7 @@ class Reach(Enum):
     ONCE = auto()
     """This value, this time."""
     VALUE = auto()
-    """This value for as long as the driver stays: asking again only costs time."""
+    """This value for as long as the driver stays: asking again only costs time (for a permission, less often)."""
     CHIP = auto()
     """The chip: no value of it can be trusted, and each further call may hang."""
     SESSION = auto()
@@ -40,11 +40,14 @@ LIB_RM_VERSION_MISMATCH: Final = 18
 GPU_NOT_FOUND: Final = 28
 UNKNOWN: Final = 999
 
+NOT_PERMITTED: Final[Slug] = "no_permission"
+"""Of all refusals the one that may be taken back: another profiler held the counters, or somebody allowed it."""
+
 CAUSES: Final[dict[int, Cause]] = {
     1: Cause("nvml_uninitialized", Reach.SESSION),
     2: Cause("invalid_argument", Reach.ONCE),
     NOT_SUPPORTED: Cause("not_supported", Reach.VALUE),
-    NO_PERMISSION: Cause("no_permission", Reach.VALUE),
+    NO_PERMISSION: Cause(NOT_PERMITTED, Reach.VALUE),
     5: Cause("already_initialized", Reach.SESSION),
     NOT_FOUND: Cause("not_found", Reach.ONCE),
     7: Cause("insufficient_size", Reach.ONCE),

@@ -10,12 +10,14 @@ from typing import Final, TypeVar
 
 from keyturn_agent.ports import Reading
 from keyturn_agent.sources import nvml
-from keyturn_agent.sources.nvml_causes import NO_VALUE, UNKNOWN, NvmlFailure, Reach
-from keyturn_agent.sources.nvml_gpm import COUNTERS, RATES, RATIOS, Gpm, divisor
+from keyturn_agent.sources.nvml_causes import NO_VALUE, NOT_PERMITTED, UNKNOWN, NvmlFailure, Reach
+from keyturn_agent.sources.nvml_gpm import COUNTERS, RATES, RATIOS, Gpm, Now, divisor
 from keyturn_protocol.entries import FIELDS, Chip, Slug
 
 T = TypeVar("T")
 
+ASK_AGAIN_US: Final = 600_000_000
+"""How often what wasn't permitted is asked for again."""
 WITH_PARENT: Final[Slug] = "counted_with_the_parent"
 SHARED_INSTANCE: Final[Slug] = "part_of_a_gpu_instance"
 """GPM reads GPU instances; of a compute instance that is only a part of one there is no counter."""
@@ -64,6 +66,7 @@ class ChipReader:
         self._reasons: dict[str, Slug] = {}
         self._methods: dict[str, Slug] = {}
         self._asked_us = 0
+        self._again_us: int | None = None
         self._last_failure = (UNKNOWN, "")
         if identity.is_mig:
             self._refused = dict.fromkeys(_OF_THE_GPU, WITH_PARENT)
@@ -85,15 +88,22 @@ class ChipReader:
 
         :raises NvmlFailure: with reach CHIP or SESSION, or when not one value could be had.
         """
+        if self._again_us is None or now_us >= self._again_us:
+            if self._again_us is not None:
+                self._ask_again()
+            self._again_us = now_us + ASK_AGAIN_US
         handle = self.identity.handle
-        gpm = self._ask(GPM_SAMPLE, lambda: self._read_gpm(now_us)) or {}
+        clock_mhz = self._ask(_CLOCK, lambda: nvml.sm_clock_mhz(self.identity.clock_handle))
         busy = self._ask(_UTILIZATION, lambda: nvml.busy_percent(handle))
+        chip = self.identity.chip
+        now = Now(clock_mhz, chip.clock_max_mhz, chip.sms, busy)
+        gpm = self._ask(GPM_SAMPLE, lambda: self._read_gpm(now_us, now)) or {}
         throttled = self._ask(_REASONS, lambda: nvml.throttled(handle))
         reading = Reading(
             energy_mj=self._ask(_ENERGY, lambda: nvml.energy_mj(handle)),
             power_mw=self._ask(_POWER, lambda: nvml.power_mw(handle)),
             busy_ppm=None if busy is None else min(busy, 100) * 10_000,
-            sm_clock_mhz=self._ask(_CLOCK, lambda: nvml.sm_clock_mhz(self.identity.clock_handle)),
+            sm_clock_mhz=clock_mhz,
             memory_mib=self._ask(_MEMORY, lambda: nvml.memory_used_mib(handle)),
             throttled_ppm=None if throttled is None else throttled * 1_000_000,
             **{name: gpm.get(name) for name in (*COUNTERS, *RATIOS, *RATES)},
@@ -124,6 +134,11 @@ class ChipReader:
             nvml.GpuProcess(pid, found.get(pid), _mean_ppm([part for p, part, _ in recent if p == pid], periods))
             for pid in sorted(pids)
         )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is known to run on it, so that counters may stand still."""
+        return not self._ask(_UTILIZATION, lambda: nvml.busy_percent(self.identity.handle))
 
     def counter_divisor(self, cycles: float, dt_us: int) -> int | None:
         """:func:`.nvml_gpm.divisor` for this chip, by the clock that it has now."""
@@ -156,14 +171,24 @@ class ChipReader:
             self._refused[GPM_SAMPLE] = self._reasons[GPM_SAMPLE]
         return gpm
 
-    def _read_gpm(self, now_us: int) -> dict[str, int]:
+    def _read_gpm(self, now_us: int, now: Now) -> dict[str, int]:
         if self.gpm is None:
             return {}
-        before = self.gpm.refused
-        found = self.gpm.read(now_us)
-        if self.gpm.refused != before:
+        before = self.gpm.method
+        found = self.gpm.read(now_us, now)
+        if self.gpm.method != before:
             self._methods = {}
         return found
+
+    def _ask_again(self) -> None:
+        """What wasn't permitted may be by now."""
+        again = [call for call, slug in self._refused.items() if slug == NOT_PERMITTED]
+        for call in again:
+            del self._refused[call]
+        if self.gpm is not None:
+            self.gpm.ask_again()
+        elif GPM_SAMPLE in again:
+            self.gpm = self._open_gpm()
 
     def _ask(self, call: str, ask: Callable[[], T]) -> T | None:
         """The answer, or None where this value can't be had; the reason is kept."""

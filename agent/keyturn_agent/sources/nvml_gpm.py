@@ -6,16 +6,19 @@ of cycles over the time between the samples (up to 13), which have to be multipl
 Traffic comes as a rate and is added up here.
 
 What is not documented: whether a cumulative metric is the mean of the SMs or their sum, or is cumulative at all
-on a given driver. So :func:`divisor` holds it against the SM clock when the chip is opened, and a driver whose
-counters don't fit is read by ratios.
+on a given driver; nor whether it goes on while a chip is idle. So :func:`divisor` holds it against the SM clock when
+the chip is opened, or once it is busy, and a driver whose counters don't fit is read by ratios. Each later sample is
+held against the clock too (:func:`plausible`): counters that stand still under load, jump or go back don't count for
+that sample, and after a few of them not at all.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from keyturn_agent.sources import nvml
-from keyturn_agent.sources.nvml_causes import NO_VALUE, SUCCESS, NvmlFailure, Reach, cause_of
+from keyturn_agent.sources.nvml_causes import NO_VALUE, NOT_PERMITTED, SUCCESS, NvmlFailure, Reach, cause_of
 from keyturn_protocol.entries import Slug
 
 MIN_SPACING_US: Final = 100_000
@@ -55,9 +58,45 @@ RATES: Final[dict[str, int]] = {
 FIELDS: Final = (*COUNTERS, *RATIOS, *RATES)
 _ALL: Final = tuple(sorted({m for ids in (*COUNTERS.values(), *RATIOS.values()) for m in ids} | set(RATES.values())))
 ELAPSED: Final = 248
+ACTIVE: Final = 249
+SM_ACTIVE: Final = 2
 IMPLAUSIBLE: Final[Slug] = "implausible_counter"
 _ROUNDING_PERCENT: Final = 105
 """A ratio a little above 100 % is rounding; far above, it is no ratio."""
+_STRIKES: Final = 3
+"""Implausible samples of a busy chip, one after another, after which its counters aren't believed any more."""
+_BUSY_PERCENT: Final = 50
+"""A chip so busy has no excuse for counters that stand still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What else is known of a chip at the moment of a sample; None where it isn't."""
+
+    clock_mhz: int | None
+    clock_max_mhz: int | None
+    sms: int | None
+    busy_percent: int | None
+
+    @property
+    def busy(self) -> bool:
+        return self.busy_percent is not None and self.busy_percent >= _BUSY_PERCENT
+
+
+def plausible(elapsed: float, active: float | None, dt_us: int, before: Now | None, now: Now) -> bool:
+    """Whether cycles (mean per SM) can have grown so in ``dt_us``. Wide: clocks move, and samples come late.
+
+    :param active: by how much the active cycles grew, if that is known.
+    """
+    clocks = [each.clock_mhz for each in (before, now) if each is not None and each.clock_mhz is not None]
+    if not clocks:
+        return elapsed >= 0
+    if not min(clocks) * dt_us / 16 <= elapsed <= 4 * max(*clocks, now.clock_max_mhz or 0, 1) * dt_us:
+        return False
+    if active is None:
+        return True
+    worked = before is not None and before.busy and now.busy
+    return active >= (1 if worked else 0) and active <= elapsed * _ROUNDING_PERCENT / 100 + 1
 
 
 def divisor(cycles: float, dt_us: int, clock_mhz: int | None, clock_max_mhz: int | None, sms: int | None) -> int | None:
@@ -90,12 +129,14 @@ class Gpm:
         self._metrics = list(_ALL)
         self._gone: dict[int, Slug] = {}
         self._divisor: int | None = None
+        self._strikes = 0
+        self._then: Now | None = None
         self._last: dict[int, float] = {}
         self._sums: dict[str, float] = {}
 
     @property
     def decided(self) -> bool:
-        """Whether :meth:`use_counters` was called."""
+        """Whether it is known if the cumulative metrics are what they should be."""
         return self._divisor is not None or IMPLAUSIBLE in self._gone.values()
 
     def close(self) -> None:
@@ -114,7 +155,7 @@ class Gpm:
             for metric in {m for ids in COUNTERS.values() for m in ids}:
                 self._drop(metric, self._gone.get(metric, IMPLAUSIBLE))
 
-    def read(self, now_us: int) -> dict[str, int]:
+    def read(self, now_us: int, now: Now) -> dict[str, int]:
         """The fields that have a value over the time since the last call; the first call only starts it.
 
         A call too early changes nothing and has no values. After a failure the next call starts anew, so that no
@@ -124,8 +165,12 @@ class Gpm:
         """
         values, dt_us = self.metrics(now_us)
         last, self._last = self._last, values or self._last
+        if now.busy_percent is None and SM_ACTIVE in values:
+            # MIG instances have no utilization.
+            now = replace(now, busy_percent=round(values[SM_ACTIVE]))
+        then, self._then = self._then, now if values else self._then
         found: dict[str, int] = {}
-        if self._divisor is not None:
+        if values and self._believed(last, values, dt_us, then, now) and self._divisor is not None:
             for name, ids in COUNTERS.items():
                 if (value := self._counted(name, ids, last, values)) is not None:
                     found[name] = int(value / self._divisor) // 1000
@@ -139,6 +184,29 @@ class Gpm:
                 self._sums[name] = self._sums.get(name, 0) + round(values[metric] * 1024 * dt_us)
                 found[name] = int(self._sums[name]) // 1_000_000
         return found
+
+    def _believed(
+        self, last: Mapping[int, float], values: Mapping[int, float], dt_us: int, then: Now | None, now: Now
+    ) -> bool:
+        """Whether the cumulative metrics of this sample count; decides for good where that wasn't yet."""
+        if ELAPSED not in last or ELAPSED not in values:
+            return True
+        elapsed = values[ELAPSED] - last[ELAPSED]
+        if not self.decided:
+            if not now.busy:
+                return False
+            self._divisor = divisor(elapsed, dt_us, now.clock_mhz, now.clock_max_mhz, now.sms)
+            good = self._divisor is not None
+        elif self._divisor is not None:
+            active = values[ACTIVE] - last[ACTIVE] if ACTIVE in last and ACTIVE in values else None
+            each = None if active is None else active / self._divisor
+            good = plausible(elapsed / self._divisor, each, dt_us, then, now)
+        else:
+            return False
+        self._strikes = 0 if good else self._strikes + now.busy
+        if self._strikes >= _STRIKES:
+            self.use_counters(None)
+        return good
 
     def metrics(self, now_us: int) -> tuple[dict[int, float], int]:
         """The metrics that have a value, by id, as the driver gives them; and over how many µs."""
@@ -160,10 +228,16 @@ class Gpm:
         self._baseline_us = now_us
         return values, 0 if before_us is None else now_us - before_us
 
+    def ask_again(self) -> None:
+        """Ask once more for what wasn't permitted."""
+        for metric in [metric for metric, slug in self._gone.items() if slug == NOT_PERMITTED]:
+            del self._gone[metric]
+            self._metrics = sorted([*self._metrics, metric])
+
     @property
-    def refused(self) -> int:
-        """How many metrics were refused for good; asking for them is over."""
-        return len(self._gone)
+    def method(self) -> tuple[int, int | None]:
+        """Changes where fields may come in another way from here on: how many metrics were refused, the divisor."""
+        return len(self._gone), self._divisor
 
     def reason(self, name: str) -> Slug:
         """Why a field has no value."""

@@ -123,8 +123,8 @@ class Session:
         }
 
     def look_again(self, now_us: int) -> None:
-        """Every :data:`LOOK_AGAIN_US`: take up the MIG devices that came and GPUs that answer now, drop MIG devices
-        that went.
+        """Every :data:`LOOK_AGAIN_US`: take up the MIG devices that came and GPUs that answer now or were divided,
+        drop MIG devices that went.
 
         :raises NvmlFailure: with reach SESSION.
         """
@@ -136,8 +136,12 @@ class Session:
 
     def _divided_anew(self, uuid: str) -> bool:
         identity = self._readers[uuid].identity
-        if identity.chip.role != "mig_parent" or uuid in self._lost:
+        if identity.is_mig or uuid in self._lost:
             return False
+        # Since Hopper a GPU is divided, and made whole again, without being reset.
+        divided = _unless_lost(partial(nvml.mig_enabled, identity.handle))
+        if not divided or identity.chip.role == "gpu":
+            return divided is (identity.chip.role == "gpu")
         known = {u for u, reader in self._readers.items() if reader.identity.chip.parent == uuid}
         return _unless_lost(partial(mig_uuids, identity.handle)) not in (known, None)
 
@@ -161,6 +165,9 @@ class Session:
         new: list[ChipReader] = []
         for uuid, identity in shown.items():
             known = self._readers.get(uuid)
+            if known is not None and known.identity.chip.role != identity.chip.role:
+                known.close()
+                known = None
             if known is None:
                 known = ChipReader(identity)
                 new.append(known)
@@ -192,7 +199,9 @@ class Session:
                     cycles = gpm.metrics(now_us)[0].get(ELAPSED)
                     if cycles is not None and uuid in seen:
                         before_us, before = seen[uuid]
-                        gpm.use_counters(reader.counter_divisor(cycles - before, now_us - before_us))
+                        by = reader.counter_divisor(cycles - before, now_us - before_us)
+                        if by is not None or not reader.idle:
+                            gpm.use_counters(by)
                     elif cycles is not None:
                         seen[uuid] = now_us, cycles
                 except NvmlFailure as failure:
@@ -202,7 +211,8 @@ class Session:
                     continue
         self._wait(MIN_SPACING_US + _SLACK_US)
         for reader in readers:
-            if reader.gpm is not None and not reader.gpm.decided:
+            if reader.gpm is not None and not reader.gpm.decided and reader.identity.chip.uuid not in seen:
+                # The driver has none; else it is decided once the chip is busy.
                 reader.gpm.use_counters(None)
             self._read(reader.identity.chip.uuid, reader, self._now_us())
 

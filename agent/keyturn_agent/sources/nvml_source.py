@@ -33,13 +33,15 @@ from keyturn_agent.sources.nvml_host import NvmlHost, Snapshot
 from keyturn_agent.sources.nvml_inventory import with_roles
 from keyturn_agent.sources.nvml_session import Versions
 from keyturn_agent.sources.worker import CallHungError, Worker
-from keyturn_protocol.entries import Chip, InventoryBody, Share, Slug, Source
+from keyturn_protocol.entries import Chip, InventoryBody, PciDevice, Share, Slug, Source
 
 logger = logging.getLogger(__name__)
 
 OPEN_DEADLINE_S: Final = 60.0
 """For the first opening: without persistence mode a driver takes seconds a GPU to wake up."""
 READ_DEADLINE_S: Final = 2.0
+BUS_US: Final = 60_000_000
+"""How often the PCI bus is looked at."""
 
 
 class NvmlSource:
@@ -79,6 +81,10 @@ class NvmlSource:
         self._forgotten: frozenset[str] = frozenset()
         self._opening = 0
         self._sampled = False
+        self._bus: list[PciDevice] | None = None
+        self._listed_bus: list[PciDevice] | None = None
+        self._bus_us = 0
+        self._unshown: frozenset[str] = frozenset()
         self._due_us: int | None = None
         self._trouble: Slug | None = None
 
@@ -88,8 +94,14 @@ class NvmlSource:
 
     @property
     def inventory_changed(self) -> bool:
-        """Whether the next :meth:`inventory` would differ: in a chip, in how it is measured, or in a version."""
-        return self._versions != self._listed_versions or _essence(self._known) != _essence(self._listed)
+        """Whether the next :meth:`inventory` would differ: in a chip, in how it is measured, in a version, or in what
+        is plugged in.
+        """
+        return (
+            self._versions != self._listed_versions
+            or self._bus != self._listed_bus
+            or _essence(self._known) != _essence(self._listed)
+        )
 
     @property
     def trouble(self) -> Slug | None:
@@ -107,7 +119,8 @@ class NvmlSource:
         snapshot = self._look(self._host.peek, self._clock.now().mono_us, deadline_s)
         if snapshot is not None and not self._sampled:
             self._opening = snapshot.opening
-        self._listed, self._listed_versions = self._known, self._versions
+        self._scan()
+        self._listed, self._listed_versions, self._listed_bus = self._known, self._versions, self._bus
         if self._due_us is None:
             # Opening has taken a GPM sample.
             self._due_us = self._clock.now().mono_us + MIN_SPACING_US
@@ -117,7 +130,7 @@ class NvmlSource:
             nvml_version=self._versions.nvml,
             cuda_version=self._versions.cuda,
             gate="none",
-            pci=pci.scan(self._sysfs),
+            pci=self._bus,
         )
 
     def declared(self, workload: str) -> Declared | None:  # noqa: ARG002 - of the port
@@ -133,6 +146,7 @@ class NvmlSource:
     def read(self, now_us: int) -> Sample:
         self._sampled = True
         self._schedule(now_us)
+        self._look_at_bus(now_us)
         snapshot = self._look(self._host.look, now_us, self._read_deadline_s)
         reopened = snapshot is not None and snapshot.opening != self._opening
         readings: list[Reading | None] = []
@@ -200,6 +214,24 @@ class NvmlSource:
         due = now_us if self._due_us is None else self._due_us
         due += max(0, now_us - due) // self._period_us * self._period_us + self._period_us
         self._due_us = max(due, now_us + MIN_SPACING_US)
+
+    def _scan(self) -> bool:
+        """What is plugged in; returns whether the driver has newly taken a GPU that NVML doesn't show."""
+        self._bus = pci.scan(self._sysfs)
+        self._bus_us = self._clock.now().mono_us + BUS_US
+        shown = {chip.pci_bus_id for chip in self._known}
+        taken = frozenset(d.bus_id for d in self._bus or () if d.vendor == pci.NVIDIA and d.driver == "nvidia")
+        before, self._unshown = self._unshown, taken - shown
+        return bool(self._unshown - before)
+
+    def _look_at_bus(self, now_us: int) -> None:
+        """Every :data:`BUS_US`: a GPU that was plugged in shows itself only to a new opening of the library."""
+        if now_us >= self._bus_us and self._scan() and not self._paused and not self.worker.hangs:
+            logger.warning("there is a new GPU on the PCI bus: NVML is opened again")
+            try:
+                self.worker.call(self._host.close, self._read_deadline_s)
+            except CallHungError as error:
+                self._say(CALL_HUNG, error)
 
     def _look(self, look: Callable[[int], Snapshot], now_us: int, deadline_s: float) -> Snapshot | None:
         """What the worker sees now, or None with the cause in ``trouble``."""

@@ -10,6 +10,7 @@ from typing import Final
 from keyturn_protocol.entries import PciDevice
 
 SYSFS: Final = Path("/sys")
+NVIDIA: Final = 0x10DE
 DISPLAY: Final = 0x03
 ACCELERATOR: Final = 0x12
 """PCI base classes: display controllers (VGA, 3D, other) and processing accelerators."""

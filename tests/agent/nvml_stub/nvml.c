@@ -42,6 +42,8 @@ static int sessions;
 
 static int entry(const char *call, const unit_t *unit) {
     if (!sessions) return UNINITIALIZED;
+    /* Units keep their places, and so handles their meaning. */
+    if (control->reload && !script_load()) control->reload = 0;
     if (unit && destroyed(unit)) return INVALID_ARGUMENT;
     return fault(call, unit);
 }

@@ -7,6 +7,7 @@
 typedef struct {
     uint64_t now_us, release;                     /* set by the test */
     uint64_t sessions, buffers, hanging, openings; /* set by the stub */
+    uint64_t reload;                              /* set by the test: read the script again, with what is open */
 } control_t;
 
 typedef struct {
