@@ -103,7 +103,7 @@ class Keyring:
                 if signer.public_key.hex() == public_key:
                     return signer
         if (folder := self._environ.get("CREDENTIALS_DIRECTORY")) and (Path(folder) / CREDENTIAL).exists():
-            signer = FileSigner.load(Path(folder) / CREDENTIAL)
+            signer = FileSigner.load(Path(folder) / CREDENTIAL, credential=True)
             if signer.public_key.hex() == public_key:
                 return signer
         if self.sealed:

@@ -46,9 +46,11 @@ class FileSigner:
             files.create(path, seed)
 
     @classmethod
-    def load(cls, path: Path) -> "FileSigner":
+    def load(cls, path: Path, *, credential: bool = False) -> "FileSigner":
         """Read a key; refuses one that others may read.
 
+        :param credential: systemd gave it to this service. Where it does so by an access control list, the list's
+            mask stands where a group's permissions would.
         :raises StoreError: ``no_key``, ``key_mode`` or ``bad_key``.
         """
         try:
@@ -60,7 +62,7 @@ class FileSigner:
                 files.close(fd)
         except OSError as error:
             raise StoreError("no_key", f"reading the key {path}: {error}") from error
-        if mode & 0o077:
+        if mode & (0o037 if credential else 0o077):
             raise StoreError(
                 "key_mode",
                 f"others may read the key {path} (expected mode 0600, got {mode:04o})",

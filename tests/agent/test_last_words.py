@@ -191,6 +191,13 @@ def test_a_sealed_key_comes_from_the_service_manager(host: Host, tmp_path: Path)
     given = Keyring(host.folder, enrolment, {"CREDENTIALS_DIRECTORY": str(credentials)})
     assert given.signer(1).public_key.hex() == enrolment.public_key
     assert given.sealed
+    # Given by an access control list, whose mask looks like a group's permission; never to everybody.
+    (credentials / CREDENTIAL).chmod(0o440)
+    assert given.signer(1).public_key.hex() == enrolment.public_key
+    (credentials / CREDENTIAL).chmod(0o404)
+    with pytest.raises(StoreError, match="others may read"):
+        given.signer(1)
+    (credentials / CREDENTIAL).chmod(0o400)
     with pytest.raises(StoreError, match="none was given as the credential"):
         Keyring(host.folder, enrolment, {}).signer(1)
     (credentials / CREDENTIAL).unlink()
