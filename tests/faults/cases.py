@@ -69,6 +69,7 @@ def report(
                 missed.append(call)
         except AssertionError as error:
             wrong.append(f"{fault.name} at {call}: {str(error)[:2000]}")
+            print(f"{part}, {command}: {wrong[-1]}", flush=True)  # a long run says at once what it found
     count = len(seen) + len(wrong) + len(missed)
     if wrong:
         pytest.fail(f"{len(wrong)} of {count} cases of {command}:\n" + "\n".join(wrong), pytrace=False)

@@ -103,6 +103,7 @@ class _Server(uvicorn.Server):
         super().__init__(settings)
         self._listener = listener
         self._port_file = port_file
+        self._failed: VerifierError | None = None
 
     def run_until_signal(self) -> None:
         # uvicorn listens to these once its loop runs, drains on them, and then raises them again, for whoever was
@@ -111,19 +112,31 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_exit)
         self.run(sockets=[self._listener])
+        if self._failed is not None:
+            raise self._failed
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.started:
             raise VerifierError("the server could not start")
         host, port = self._listener.getsockname()[:2]
+        try:
+            self._say_port(port)
+        except OSError as error:
+            self._failed = VerifierError(f"--port-file: {error}")
+            self.should_exit = True
+            # uvicorn doesn't come to its own when it ends this early.
+            await self.shutdown(sockets=sockets)
+            return
+        shown = f"[{host}]" if ":" in host else host
+        scheme = "http" if self.config.ssl is None else "https"
+        print(f"keyturn-verifier: ready on {scheme}://{shown}:{port}", file=sys.stderr, flush=True)
+
+    def _say_port(self, port: int) -> None:
         if self._port_file is not None:
             temporary = self._port_file.with_name(self._port_file.name + ".new")
             temporary.write_text(f"{port}\n")
             temporary.replace(self._port_file)
-        shown = f"[{host}]" if ":" in host else host
-        scheme = "http" if self.config.ssl is None else "https"
-        print(f"keyturn-verifier: ready on {scheme}://{shown}:{port}", file=sys.stderr, flush=True)
 
 
 def _protocol(limits: config.Limits) -> type[HttpToolsProtocol]:
