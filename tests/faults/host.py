@@ -44,23 +44,23 @@ class Host:
     def state(self) -> Path:
         return self.folder / "state"
 
-    def command(self, name: str) -> list[str]:
-        """The arguments of a command by its name."""
+    def command(self, name: str, patience_s: int = 30) -> list[str]:
+        """The arguments of a command by its name. `patience_s`: how long it may wait for receipts."""
         common = ["--state", str(self.state), "--config", f"{self.folder}/agent.toml"]
         replay = ["--recording", f"{self.folder}/recording.jsonl"]
-        fast = ["--interval", "2", "--checkpoint-every", "2", "--until-end", "--drain", "3"]
+        fast = ["--interval", "2", "--checkpoint-every", "2", "--until-end", "--drain", str(patience_s)]
         match name:
             case "enroll":
-                trust = ["--verifier", self.url, "--trust", f"{self.folder}/trust.json", "--timeout", "3"]
+                trust = ["--verifier", self.url, "--trust", f"{self.folder}/trust.json", "--timeout", str(patience_s)]
                 return ["enroll", *common, *replay, *trust]
             case "run":
                 return ["run", *common, *replay, *fast, "--speed", "20"]
             case "fast":
                 return ["run", *common, *replay, *fast, "--fast"]
             case "key-roll":
-                return ["key-roll", *common, "--timeout", "3"]
+                return ["key-roll", *common, "--timeout", str(patience_s)]
             case "retire":
-                return ["retire", *common, "--timeout", "3", "--reason", "scrapped"]
+                return ["retire", *common, "--timeout", str(patience_s), "--reason", "scrapped"]
             case "status":
                 return ["status", "--state", str(self.state), "--json"]
             case _:

@@ -17,6 +17,9 @@ from tests.support.verifier import Verifier
 
 EXPECTED = "it goes on, or ends with an error of its own; started again, all is sent, once"
 
+HASTE_S = 3
+"""How long a run with a fault waits for what the fault may have cost it."""
+
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Warm]:
@@ -58,7 +61,7 @@ class Fleet:
         host = self.host()
         phase.before(host)
         host.look()
-        ended = self.warm.inject(host.folder, call, fault, *host.command(phase.command), env=host.env)
+        ended = self.warm.inject(host.folder, call, fault, *host.command(phase.command, HASTE_S), env=host.env)
         seen = seen_of(ended)
         host.look()
         self.settle(host, phase, f"{fault.name} at {call}")
