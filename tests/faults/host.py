@@ -12,6 +12,7 @@ from keyturn_agent.log_files import Intended
 from keyturn_agent.spool import read_segment
 from keyturn_agent.status import read_status
 from keyturn_protocol.canonical import decode
+from tests.faults.strace import Call, Fault
 from tests.faults.warm import Ended, Warm
 from tests.support.paths import REPO
 
@@ -127,11 +128,12 @@ def _metered(host: Host) -> None:
 
 
 def _torn(host: Host) -> None:
-    """What a power cut leaves: half of a line at the end of the tail, after whole ones."""
+    """What a power cut leaves: entries that no head covers yet, and half of the next one."""
     _metered(host)
-    # A kill between an entry and the head over it: written without sealing, as a crash would have left it.
-    shutil.copy(host.state / "logs/1/tail", host.folder / "tail")
+    before_sealing = Call("state/logs/1/state.tmp", 1, "openat")
+    assert host.warm.inject(host.folder, before_sealing, Fault.KILL, *host.command("fast"), env=host.env).killed
     with (host.state / "logs/1/tail").open("ab") as tail:
+        assert tail.tell(), "no entries"
         tail.write(b'{"body":{"cut')
 
 
