@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for level, name in ((logging.WARNING, "warning"), (logging.INFO, "info"), (logging.ERROR, "error")):
         logging.addLevelName(level, name)
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    # What it warns of, with a trace, is said by whoever made the request.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
         status: int = arguments.command(arguments)
     except AgentError as error:

@@ -1,5 +1,10 @@
 """What can go wrong in the agent. Types say what to do about it, codes and messages say what it was."""
 
+from typing import Final
+
+LOST: Final = "restore it from a backup; without one, enrol this host anew in another folder, and keep this one"
+"""The hint about a file that can't be made again."""
+
 
 class AgentError(Exception):
     """Root of the agent's own errors.

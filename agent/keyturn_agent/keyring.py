@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from keyturn_agent import files
 from keyturn_agent.enrolment import Enrolment
-from keyturn_agent.errors import RefusedError, StoreError
+from keyturn_agent.errors import LOST, RefusedError, StoreError
 from keyturn_agent.signer import FileSigner
 from keyturn_protocol.canonical import Hex32, Positive, Record, decode, encode
 from keyturn_protocol.errors import ProtocolError
@@ -109,10 +109,12 @@ class Keyring:
         if self.sealed:
             raise StoreError(
                 "no_key",
-                f"{self._folder} has no key, and none was given as the credential {CREDENTIAL}",
-                hint="a sealed key is there for the service only: see LoadCredentialEncrypted= in its unit",
+                f"{self._folder}/key is not there, and no key was given as the credential {CREDENTIAL}",
+                hint=f"a sealed key is there for the service only (LoadCredentialEncrypted= in its unit); else {LOST}",
             )
-        raise StoreError("bad_state", f"{self._folder}/key is not the key of this log (expected {public_key})")
+        raise StoreError(
+            "bad_state", f"{self._folder}/key is not the key of this log (expected {public_key})", hint=LOST
+        )
 
     def _read(self) -> Rolled | None:
         try:
@@ -120,7 +122,7 @@ class Keyring:
         except FileNotFoundError:
             return None
         except (OSError, ProtocolError) as error:
-            raise StoreError("bad_state", f"reading {self._folder}/rolled.json: {error}") from error
+            raise StoreError("bad_state", f"reading {self._folder}/rolled.json: {error}", hint=LOST) from error
         return rolled
 
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from keyturn_agent import files
-from keyturn_agent.errors import StoreError
+from keyturn_agent.errors import LOST, StoreError
 
 _SEED_BYTES: Final = 32
 
@@ -61,7 +61,7 @@ class FileSigner:
             finally:
                 files.close(fd)
         except OSError as error:
-            raise StoreError("no_key", f"reading the key {path}: {error}") from error
+            raise StoreError("no_key", f"reading the key {path}: {error}", hint=LOST) from error
         if mode & (0o037 if credential else 0o077):
             raise StoreError(
                 "key_mode",
@@ -69,5 +69,5 @@ class FileSigner:
                 hint="if others could have read it, the key is lost: enrol this host anew in another folder",
             )
         if len(seed) != _SEED_BYTES:
-            raise StoreError("bad_key", f"{path} is not a key (expected {_SEED_BYTES} bytes)")
+            raise StoreError("bad_key", f"{path} is not a key (expected {_SEED_BYTES} bytes)", hint=LOST)
         return cls(Ed25519PrivateKey.from_private_bytes(seed))

@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 from keyturn_agent import files
 from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_trust
-from keyturn_agent.errors import DamagedError, RefusedError, StoreError, UsageError
+from keyturn_agent.errors import LOST, DamagedError, RefusedError, StoreError, UsageError
 from keyturn_agent.keyring import Keyring
 from keyturn_agent.log import NodeLog
 from keyturn_agent.log_files import Intended, Opened
@@ -124,17 +124,22 @@ def read_enrolment(folder: Path) -> tuple[Enrolment, Pinned]:
             "not_enrolled", f"{folder} is not an enrolled host's state folder", hint="run keyturn-agent enroll first"
         ) from None
     except OSError as error:
-        raise StoreError("disk", f"reading {folder}: {error}") from error
+        raise StoreError("disk", f"reading {folder}/config.json: {error}") from error
     try:
         enrolment: Enrolment = decode(data, Enrolment, limit=_FILE_BYTES)
+    except ProtocolError as error:
+        raise StoreError("bad_state", f"{folder}/config.json was damaged: {error}", hint=LOST) from error
+    hint = "put back the trust file that this host was enrolled with; the verifier's operator hands it out"
+    try:
         pinned = parse_trust((folder / "trust.json").read_bytes(), str(folder / "trust.json"))
-    except (OSError, ProtocolError, UsageError) as error:
-        raise StoreError("bad_state", f"reading {folder}: {error}") from error
+    except (OSError, UsageError) as error:
+        raise StoreError("bad_state", f"reading {folder}/trust.json: {error}", hint=hint) from error
     if pinned.sha256 != enrolment.trust_sha256 or pinned.deployment != enrolment.deployment:
         raise StoreError(
             "bad_state",
             f"{folder}/trust.json is not the one that was enrolled with "
             f"(expected sha256 {enrolment.trust_sha256}, got {pinned.sha256})",
+            hint=hint,
         )
     return enrolment, pinned
 
@@ -281,7 +286,7 @@ class Store:
         with files.doing(f"opening {self.folder}/logs"):
             found = sorted(int(p.name) for p in (self.folder / "logs").iterdir() if p.name.isdigit())
         if not found:
-            raise StoreError("bad_state", f"{self.folder} is enrolled and has no log")
+            raise StoreError("bad_state", f"{self.folder}/logs is empty, though this host is enrolled", hint=LOST)
         name = self._name(found[-1])
         folder = self.folder / "logs" / str(found[-1])
         try:

@@ -75,7 +75,7 @@ def receipts(folder: Path) -> dict[tuple[str, int], bytes]:
     return found
 
 
-def heads(folder: Path) -> Iterator[Head]:
+def heads(folder: Path, *, intended: bool = True) -> Iterator[Head]:
     """Every head that an agent's state folder holds, or intends: it will be signed as it stands, and no other."""
     for log in _logs(folder):
         for start, end, kind in ranges(log):
@@ -86,10 +86,11 @@ def heads(folder: Path) -> Iterator[Head]:
                     continue  # broken on purpose; what it held is held by the verifier
                 yield head.origin, head.size, head.root.hex()
         try:
-            intended: Intended = decode((log / "state").read_bytes(), Intended, limit=1 << 20)
+            state: Intended = decode((log / "state").read_bytes(), Intended, limit=1 << 20)
         except (FileNotFoundError, ProtocolError):
             continue
-        yield intended.origin, intended.size, intended.root
+        if intended:
+            yield state.origin, state.size, state.root
 
 
 def stored_heads(bundle: Path) -> Iterator[Head]:
