@@ -2,6 +2,7 @@
 
     POST /v1/join                            JoinRequest (JSON) → JoinResponse
     POST /v1/segments                        a segment, zstd → its receipt (text/plain)
+    POST /v1/statements                      a statement by people, in its envelope → StatementItem
     GET  /v1/logs/<node_id>/<inc>/head       the node's own checkpoint with its receipt (text/plain)
     GET  /v1/nodes, /v1/workloads, /v1/findings      Page of NodeLog, WorkloadTotal, FindingItem; bearer token
     GET  /v1/usage                           Page of UsageRow; bearer token
@@ -21,6 +22,7 @@ from keyturn_protocol.entries import ShareClass, Source
 
 JOIN: Final = "/v1/join"
 SEGMENTS: Final = "/v1/segments"
+STATEMENTS: Final = "/v1/statements"
 NODES: Final = "/v1/nodes"
 WORKLOADS: Final = "/v1/workloads"
 USAGE: Final = "/v1/usage"
@@ -73,6 +75,10 @@ class ProblemCode(StrEnum):
     """The log ended, by its own last entry or because signed entries broke the format."""
     INVALID_ENTRIES = "invalid_entries"
     """Signed and hashed correctly, but not canonical or not following from the log: kept, log closed."""
+    BAD_STATEMENT = "bad_statement"
+    """Not a statement, or one for another deployment or root."""
+    STATEMENT_REFUSED = "statement_refused"
+    """Signed by those who may, and against what was said before."""
     BUSY = "busy"
     """A segment of this log is still being worked on."""
     OVERLOADED = "overloaded"
@@ -85,6 +91,7 @@ STATUS: Final[dict[ProblemCode, int]] = {
     ProblemCode.BAD_REQUEST: 400,
     ProblemCode.BAD_SEGMENT: 400,
     ProblemCode.DAMAGED_SEGMENT: 400,
+    ProblemCode.BAD_STATEMENT: 400,
     ProblemCode.UNAUTHORIZED: 401,
     ProblemCode.BAD_SIGNATURE: 403,
     ProblemCode.TOKEN_UNKNOWN: 403,
@@ -103,6 +110,7 @@ STATUS: Final[dict[ProblemCode, int]] = {
     ProblemCode.LOG_FROZEN: 422,
     ProblemCode.LOG_CLOSED: 422,
     ProblemCode.INVALID_ENTRIES: 422,
+    ProblemCode.STATEMENT_REFUSED: 422,
     ProblemCode.BUSY: 429,
     ProblemCode.INTERNAL: 500,
     ProblemCode.OVERLOADED: 503,
@@ -156,6 +164,29 @@ class Trust(Record, frozen=True, kw_only=True):
     deployment: str
     log_vkey: str
     receipt_vkey: str
+
+
+class OperatorKey(Record, frozen=True, kw_only=True):
+    """Who may sign an operator's statements: a public key's text, a name for people, and when it ended, or null."""
+
+    key: Annotated[str, msgspec.Meta(max_length=1_024)]
+    name: Annotated[Text, msgspec.Meta(min_length=1)]
+    until_us: UInt | None
+
+
+class TrustWithOperators(Record, frozen=True, kw_only=True):
+    """``trust.json``, version 2: the verifier's keys and those of its operators."""
+
+    v: Literal[2]
+    deployment: str
+    log_vkey: str
+    receipt_vkey: str
+    operators: Annotated[list[OperatorKey], msgspec.Meta(max_length=256)]
+
+    @property
+    def verifier(self) -> Trust:
+        """The verifier's keys alone, as a bundle claims them."""
+        return Trust(v=1, deployment=self.deployment, log_vkey=self.log_vkey, receipt_vkey=self.receipt_vkey)
 
 
 T = TypeVar("T")

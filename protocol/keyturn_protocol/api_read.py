@@ -12,6 +12,8 @@
     POST /v1/findings/close                                 CloseRequest → Closing
     GET, POST /v1/maintenance                               Page of Maintenance; MaintenanceRequest → Maintenance
     POST /v1/maintenance/<id>/cancel                        → Maintenance
+    GET  /v1/statements, /v1/statements/<sha256>            Page of StatementItem; a statement's envelope
+    GET  /v1/replacements                                   Page of ReplacementItem
     GET  /v1/bundle                                         an evidence bundle as a tar stream
     GET  /readyz, /metrics, /openapi.json                   readiness, Prometheus text, this interface
 
@@ -33,6 +35,7 @@ BUCKETS: Final = "/v1/usage/buckets"
 GROUPS: Final = "/v1/findings/groups"
 CLOSE: Final = "/v1/findings/close"
 MAINTENANCE: Final = "/v1/maintenance"
+REPLACEMENTS: Final = "/v1/replacements"
 BUNDLE: Final = "/v1/bundle"
 READY: Final = "/readyz"
 METRICS: Final = "/metrics"
@@ -67,6 +70,26 @@ class SegmentItem(Record, frozen=True, kw_only=True):
     start: UInt
     end: Positive
     sha256: Hex32
+
+
+class StatementItem(Record, frozen=True, kw_only=True):
+    """A statement by people: leaf ``index`` of the verifier's log, made at ``time_us``; ``sha256`` of its payload."""
+
+    index: UInt
+    time_us: UInt
+    kind: str
+    sha256: Hex32
+
+
+class ReplacementItem(Record, frozen=True, kw_only=True):
+    """Node ``new`` replaces node ``old``, says the statement ``sha256``, which is leaf ``index``."""
+
+    index: UInt
+    time_us: UInt
+    sha256: Hex32
+    old: str
+    new: str
+    reason: Text
 
 
 class InclusionProof(Record, frozen=True, kw_only=True):

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from keyturn_protocol.api import Trust, WorkloadTotal
+from keyturn_protocol.api import OperatorKey, Trust, WorkloadTotal
 from keyturn_protocol.audit_log import Contradiction, LogResult, Task, audit_log, listed
 from keyturn_protocol.audit_nodes import between, enrolled, frozen
 from keyturn_protocol.audit_rollback import quoted, shown
+from keyturn_protocol.audit_statements import newest_logs, node_logs, said
 from keyturn_protocol.audit_tree import VerifierLog, audit_verifier_log, hold_against
 from keyturn_protocol.bundle import (
     MANIFEST,
@@ -25,6 +26,7 @@ from keyturn_protocol.bundle import (
     parse_manifest,
     parse_segment_name,
     receipt_path,
+    statement_path,
 )
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.chips import ChipTable
@@ -38,7 +40,9 @@ from keyturn_protocol.leaves import (
     LogFrozenBody,
     NodeCheckpoint,
     NodeCheckpointBody,
+    Statement,
 )
+from keyturn_protocol.links import Link, link_findings, takeovers
 from keyturn_protocol.tiles import tiles_of
 from keyturn_protocol.totals import summarise
 from keyturn_protocol.usage import Gap, Rows, to_row, totals_json
@@ -70,6 +74,8 @@ class Report:
     checkpoint: Checkpoint | None
     seen: Checkpoint | None
     case: str | None = None
+    links: tuple[Link, ...] = ()
+    """Nodes that others replaced, as operators signed."""
 
 
 def open_manifest(reader: BundleReader) -> Manifest:
@@ -129,12 +135,14 @@ def conclude(
     pinned: bool,
     seen: Checkpoint | None = None,
     root_sha256: str | None = None,
+    operators: Sequence[OperatorKey] | None = None,
 ) -> Report:
     """Put the logs together: keys, completeness, evidence of forks, totals, findings.
 
     :param pinned: whether ``trust`` came from outside of the bundle.
     :param seen: a checkpoint of the verifier's log that the auditor got elsewhere, its signature checked.
     :param root_sha256: the pinned root, in hex. Bundles carry no root statements yet: it pins no keys by itself.
+    :param operators: the pinned keys of operators; None if none came with ``trust``.
     """
     found = [*verifier_log.contradictions, *(c for r in results for c in r.contradictions)]
     found += _manifest(reader, manifest, verifier_log, trust)
@@ -152,8 +160,11 @@ def conclude(
     usage = [to_row(key, values) for key, values in rows.items()]
     if not any(r.contradictions for r in results):
         found += _totals(reader, manifest, totals_json(usage, gaps))
-    late, more = between(manifest, results, verifier_log)
-    findings += more
+    people = said(reader, manifest, verifier_log, operators if pinned else None)
+    found += people.contradictions
+    nodes = node_logs(verifier_log, results, people.links)
+    late, more = between(manifest, results, verifier_log, takeovers(people.links, nodes))
+    findings += [*more, *link_findings(people.links, nodes, newest_logs(verifier_log))]
     by_origin = {r.ref.origin: r for r in results}
     enrolments = verifier_log.enrolments()
     for leaf in verifier_log.leaves:
@@ -164,6 +175,8 @@ def conclude(
             findings += proof[1]
     findings += in_totals(usage, [*gaps, *late], chips, lambda chip: table.lookup(chip) is not None)
     open_ends = [] if pinned else ["internally consistent at best: keys not pinned"]
+    if people.unpinned:
+        open_ends.append(f"{people.unpinned} statements by people: the keys of operators are not pinned")
     went_back = quoted(verifier_log, {r.ref.origin: r.quotes for r in results}, trust)
     findings += [*went_back[0], *shown(verifier_log)]
     open_ends += went_back[1]
@@ -209,6 +222,7 @@ def conclude(
         checkpoint=verifier_log.checkpoint,
         seen=seen,
         case=manifest.export.case,
+        links=tuple(people.links),
     )
 
 
@@ -241,7 +255,9 @@ def _accounted(manifest: Manifest, verifier_log: VerifierLog, size: int) -> set[
     segments = {p for p in manifest.files if p.endswith(".segment") and p.rpartition("/")[0] + "/" in folders}
     evidence = {evidence_path(leaf.body.evidence_sha256) for leaf in verifier_log.leaves if isinstance(leaf, LogFrozen)}
     tiles = {VERIFIER_LOG + tile.path for tile in tiles_of(size)}
-    return {TOTALS, VERIFIER_LOG + "checkpoint", *tiles, *evidence, *segments, *map(receipt_path, segments)}
+    statements = {statement_path(leaf.body.sha256) for leaf in verifier_log.leaves if isinstance(leaf, Statement)}
+    log = {VERIFIER_LOG + "checkpoint", *tiles}
+    return {TOTALS, *log, *evidence, *statements, *segments, *map(receipt_path, segments)}
 
 
 def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterable[Contradiction]:
@@ -259,13 +275,16 @@ def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterab
         yield Contradiction(TOTALS, f"totals differ from the recomputed ones at byte {at}")
 
 
-def audit(reader: BundleReader, trust: Trust | None, table: ChipTable) -> Report:
+def audit(
+    reader: BundleReader, trust: Trust | None, table: ChipTable, *, operators: Sequence[OperatorKey] | None = None
+) -> Report:
     """Audit a whole bundle in this process.
 
     :param trust: the pinned keys; without them the manifest's own are used and the outcome is never ``pass``.
+    :param operators: the pinned keys of operators, if any.
     """
     manifest = open_manifest(reader)
     keys = trust or manifest.verifier
     verifier_log = audit_verifier_log(reader, manifest, keys)
     results = [audit_log(reader, task) for task in tasks(manifest, verifier_log, keys)]
-    return conclude(reader, manifest, verifier_log, results, keys, table, pinned=trust is not None)
+    return conclude(reader, manifest, verifier_log, results, keys, table, pinned=trust is not None, operators=operators)

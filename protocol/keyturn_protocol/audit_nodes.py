@@ -8,11 +8,11 @@ from keyturn_protocol.audit_tree import VerifierLog
 from keyturn_protocol.bundle import MANIFEST, BundleReader, Manifest, evidence_path
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Before, Finding, FindingCode, at_genesis, finding
-from keyturn_protocol.ids import LogName, parse_origin
+from keyturn_protocol.ids import LogName, NodeId, parse_origin
 from keyturn_protocol.keys import node_id_of, parse_vkey
 from keyturn_protocol.leaves import EnrolmentBody, LogFrozenBody
 from keyturn_protocol.segment import EntryError, Segment, follow, node_key, parse_segment, verify_head
-from keyturn_protocol.totals import Listed, LogEnd, clock_findings, listed_from, missing_after
+from keyturn_protocol.totals import Listed, LogEnd, Takeover, clock_findings, listed_from, missing_after
 from keyturn_protocol.usage import Gap
 
 
@@ -51,22 +51,28 @@ def _succeeds(name: LogName, key: bytes, results: Mapping[str, LogResult], left_
 
 
 def between(
-    manifest: Manifest, results: Sequence[LogResult], verifier_log: VerifierLog
+    manifest: Manifest,
+    results: Sequence[LogResult],
+    verifier_log: VerifierLog,
+    replaced: Mapping[NodeId, Mapping[str, Takeover]],
 ) -> tuple[list[Gap], list[Finding]]:
-    """What is missing after each log's end, and what new incarnations left behind."""
+    """What is missing after each log's end, and what new incarnations left behind.
+
+    :param replaced: for each replaced node, what took over its chips.
+    """
     gaps: list[Gap] = []
     found: list[Finding] = []
     followed = verifier_log.followed()
     by_origin = {result.ref.origin: result for result in results}
-    nodes: dict[str, list[LogResult]] = {}
+    nodes: dict[NodeId, list[LogResult]] = {}
     for result in results:
         nodes.setdefault(parse_origin(result.ref.origin).node_id, []).append(result)
-    for logs in nodes.values():
+    for node, logs in nodes.items():
         logs.sort(key=lambda r: parse_origin(r.ref.origin).incarnation)
         listed: Listed = {}
         for result in reversed(logs):
             origin = parse_origin(result.ref.origin).origin
-            end = LogEnd(origin, result.chain, result.fold, result.receipt_s, listed)
+            end = LogEnd(origin, result.chain, result.fold, result.receipt_s, listed, replaced.get(node, {}))
             gaps += missing_after(end, manifest.export.until_us)
             found += clock_findings([end])
             listed = listed_from(result.chain.source, result.listed, listed)

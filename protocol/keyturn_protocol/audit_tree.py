@@ -24,6 +24,7 @@ from keyturn_protocol.leaves import (
     Leaf,
     LogFrozen,
     NodeCheckpoint,
+    Statement,
     parse_leaf,
 )
 from keyturn_protocol.merkle import Frontier, leaf_hash
@@ -127,6 +128,7 @@ def rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
     keys: dict[str, str] = {}
     sizes: dict[str, int] = {}
     frozen: set[str] = set()
+    said: set[str] = set()
     newest_us = 0
     for leaf in leaves:
         message = None if leaf.time_us >= newest_us else "time went back"
@@ -153,6 +155,10 @@ def rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
                 if stopped.origin not in keys:
                     message = f"{stopped.origin} was not enrolled here"
                 frozen.add(stopped.origin)
+            case Statement(body=statement):
+                if statement.sha256 in said:
+                    message = f"statement {statement.sha256} is there again"
+                said.add(statement.sha256)
             case Export(body=export):
                 if export.until_us != leaf.time_us:
                     message = "an export that counts silence up to another moment than its own"

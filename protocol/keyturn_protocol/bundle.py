@@ -5,6 +5,7 @@
     logs/<node_id>/<incarnation>/<start>-<end>.receipt      the verifier's cosignature line
     verifier-log/checkpoint, verifier-log/tile/…    the verifier's own log, as C2SP tlog-tiles
     evidence/<sha256>.segment                       segments that froze a log
+    statements/<sha256>.json                        what people signed, named by its payload's hash
     totals.json                                     usage rows and gaps, compared as bytes
 
 JSON files are canonical JSON without a newline. Keys in the manifest are claims: an auditor brings their own.
@@ -12,22 +13,26 @@ JSON files are canonical JSON without a newline. Keys in the manifest are claims
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 
-from keyturn_protocol.api import Trust
-from keyturn_protocol.canonical import Hex32, Record, Text, UInt, decode
+from keyturn_protocol.api import OperatorKey, Trust, TrustWithOperators
+from keyturn_protocol.canonical import Hex32, Record, Text, UInt, decode, parse
+from keyturn_protocol.dsse import key_set
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import LogName, deployment, log_origin, parse_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
 from keyturn_protocol.leaves import ExportBody
 from keyturn_protocol.limits import MANIFEST_BYTES, MAX_INT, TRUST_BYTES
+from keyturn_protocol.public_keys import PublicKey, parse_public_key
 
 MANIFEST: Final = "bundle.json"
 TOTALS: Final = "totals.json"
 VERIFIER_LOG: Final = "verifier-log/"
 EVIDENCE: Final = "evidence/"
+STATEMENTS: Final = "statements/"
 
 _SEGMENT: Final = re.compile(r"(?P<start>0|[1-9][0-9]{0,15})-(?P<end>[1-9][0-9]{0,15})\.segment", re.ASCII)
 _PATH: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*", re.ASCII)
@@ -90,6 +95,11 @@ def evidence_path(sha256: str) -> str:
     return f"{EVIDENCE}{sha256}.segment"
 
 
+def statement_path(sha256: str) -> str:
+    """Where a statement's envelope is kept."""
+    return f"{STATEMENTS}{sha256}.json"
+
+
 def parse_segment_name(name: str) -> tuple[int, int]:
     """``<start>-<end>.segment`` → (start, end)."""
     match = _SEGMENT.fullmatch(name)
@@ -130,14 +140,62 @@ def parse_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What a trust file pins."""
+
+    trust: Trust
+    operators: tuple[OperatorKey, ...] | None
+    """None: a file of version 1, which says nothing about operators."""
+
+
 def parse_trust(data: bytes) -> Trust:
+    """The verifier's keys in a trust file of any version.
+
+    :raises ProtocolError: as :func:`parse_anchor`.
+    """
+    return parse_anchor(data).trust
+
+
+def parse_anchor(data: bytes) -> Anchor:
     """Parse ``trust.json``.
 
-    :raises ProtocolError: ``bad_trust``, ``not_canonical``, ``bad_key`` or ``bad_identifier``.
+    :raises ProtocolError: ``too_large``, ``bad_trust``, ``not_canonical``, ``bad_key`` or ``bad_identifier``.
     """
-    trust: Trust = decode(data, Trust, limit=TRUST_BYTES)
-    check_trust(trust)
-    return trust
+    anchor = decode_anchor(data)
+    check_trust(anchor.trust)
+    return anchor
+
+
+def decode_anchor(data: bytes) -> Anchor:
+    """:func:`parse_anchor` without the check of the verifier's keys."""
+    if len(data) > TRUST_BYTES:
+        raise ProtocolError(Code.TOO_LARGE, "trust file over its cap", expected=f"<= {TRUST_BYTES}", got=len(data))
+    try:
+        version: _Version = parse(data, _Version)
+        newer = version.v == 2
+    except ProtocolError:
+        newer = False
+    if not newer:
+        old: Trust = decode(data, Trust, limit=TRUST_BYTES)
+        return Anchor(old, None)
+    file: TrustWithOperators = decode(data, TrustWithOperators, limit=TRUST_BYTES)
+    operator_keys(file.operators)
+    return Anchor(file.verifier, tuple(file.operators))
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+def operator_keys(operators: Iterable[OperatorKey], at_us: int | None = None) -> dict[str, PublicKey]:
+    """The keys of operators by their ids; those that are good at a time, if one is given.
+
+    :raises ProtocolError: ``bad_key``, also for a key that is listed twice, in whatever form.
+    """
+    return key_set(
+        parse_public_key(one.key) for one in operators if at_us is None or one.until_us is None or at_us < one.until_us
+    )
 
 
 def check_trust(trust: Trust) -> tuple[VerifierKey, VerifierKey]:

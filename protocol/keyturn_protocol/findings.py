@@ -68,6 +68,10 @@ class FindingCode(StrEnum):
     """The operator paused the agent, and says why."""
     NEW_INCARNATION = "new_incarnation"
     """The node left its log for a new one, and says why."""
+    REPLACED = "replaced"
+    """An operator says that another node is what this host became, and why."""
+    REPLACED_ACTIVE = "replaced_active"
+    """A node that is said to be replaced went on reporting."""
     INCARNATION_SKIPPED = "incarnation_skipped"
     """Incarnations in between were never seen."""
     LOST_HEAD = "lost_head"
@@ -95,6 +99,8 @@ SEVERITY: Final[Mapping[FindingCode, Severity]] = {
     FindingCode.DEGRADED: Severity.LOW,
     FindingCode.PAUSED: Severity.INFO,
     FindingCode.NEW_INCARNATION: Severity.MEDIUM,
+    FindingCode.REPLACED: Severity.MEDIUM,
+    FindingCode.REPLACED_ACTIVE: Severity.HIGH,
     FindingCode.INCARNATION_SKIPPED: Severity.HIGH,
     FindingCode.LOST_HEAD: Severity.HIGH,
     FindingCode.FORK: Severity.CRITICAL,

@@ -5,7 +5,9 @@
 Served as C2SP tlog-tiles under the origin ``<deployment>/log``.
 """
 
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
+
+import msgspec
 
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, decode, encode_record
 
@@ -49,6 +51,13 @@ class LogFrozenBody(Record, frozen=True, kw_only=True):
     size: UInt
     signed_root: Hex32
     evidence_sha256: Hex32
+
+
+class StatementBody(Record, frozen=True, kw_only=True):
+    """Somebody signed something, and it counts from here on; ``sha256`` is of its payload."""
+
+    kind: Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9_]{0,31}\Z")]
+    sha256: Hex32
 
 
 class LeftOut(Record, frozen=True, kw_only=True):
@@ -95,12 +104,16 @@ class LogFrozen(_Leaf, frozen=True, kw_only=True, tag="log_frozen"):
     body: LogFrozenBody
 
 
+class Statement(_Leaf, frozen=True, kw_only=True, tag="statement"):
+    body: StatementBody
+
+
 class Export(_Leaf, frozen=True, kw_only=True, tag="export"):
     body: ExportBody
 
 
-Leaf = Init | Enrolment | NodeCheckpoint | LogFrozen | Export
-LeafBody = InitBody | EnrolmentBody | NodeCheckpointBody | LogFrozenBody | ExportBody
+Leaf = Init | Enrolment | NodeCheckpoint | LogFrozen | Statement | Export
+LeafBody = InitBody | EnrolmentBody | NodeCheckpointBody | LogFrozenBody | StatementBody | ExportBody
 
 
 _LEAF_OF_BODY: Final[dict[type, Any]] = {kind.__annotations__["body"]: kind for kind in get_args(Leaf)}

@@ -79,6 +79,21 @@ def listed_from(source: Source | None, own: Listed, later: Listed) -> Listed:
     return own if HOST in own else {**later, **own}
 
 
+class Takeover(NamedTuple):
+    """Where a node that replaces another names one of its chips."""
+
+    moment: Moment
+    not_before_us: int
+    """The first receipt of that node: whatever its clock says, it named nothing before."""
+
+    @property
+    def us(self) -> int:
+        """From when on that node owes the chip's time, UTC. A boot id that both name is the word of the new one only,
+        so that CLOCK_BOOTTIME has no part in it: what is owed by both is counted twice, and nothing by neither.
+        """
+        return max(self.not_before_us, self.moment.time_us)
+
+
 @dataclass(frozen=True, slots=True)
 class LogEnd:
     """The newest known state of one log, for what is missing after it."""
@@ -90,24 +105,31 @@ class LogEnd:
     """When the verifier received the newest entry, by its own clock."""
     listed: Listed
     """What later incarnations of the node list."""
+    replaced: Mapping[str, Takeover] = field(default_factory=dict)
+    """What the nodes that replace this one list, by chip: see :mod:`keyturn_protocol.links`."""
 
 
 def missing_after(end: LogEnd, until_us: int) -> list[Gap]:
     """What is missing between a log's last usage entry and ``until_us``: silence widens bounds upwards.
 
     A chip is silent up to the first entry by which a later incarnation lists or retires it: from there on that one
-    owes its time. A chip that no later log names stays silent. A replayed log runs on a clock of its own, so
-    that nothing is owed after its last entry.
+    owes its time; or else up to the first by which a node does that replaces this one. A chip that no later log names
+    stays silent. A replayed log runs on a clock of its own, so that nothing is owed after its last entry.
     """
     if end.chain.source == "replay":
         return silence(end.origin, end.fold, min(until_us, end.chain.time_us))
     gaps = []
     for chip in owed(end.fold):
         at = end.listed.get(chip.chip, end.listed.get(HOST))
+        takeover = end.replaced.get(chip.chip)
         if ahead_us(end, chip.time_us):
             # Nothing was measured after it was received, whatever the host's clock says.
             chip = structs.replace(chip, time_us=_received_us(end))
-        to_us = until_us if at is None else min(until_us, _taken_over(end.chain, chip, at))
+        to_us = until_us
+        if at is not None:
+            to_us = min(until_us, _taken_over(end.chain, chip, at))
+        elif takeover is not None:
+            to_us = min(until_us, takeover.us)
         if chip.time_us < to_us:
             gaps.append(silent(end.origin, chip, to_us))
     return gaps

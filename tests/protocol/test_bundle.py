@@ -1,22 +1,26 @@
 """Manifest and trust file: what is accepted, and what isn't, field by field."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn_protocol.api import Trust
+from keyturn_protocol.api import OperatorKey, Trust
 from keyturn_protocol.bundle import (
     MANIFEST,
     evidence_path,
     log_folder,
+    operator_keys,
+    parse_anchor,
     parse_manifest,
     parse_segment_name,
     parse_trust,
     receipt_path,
     segment_path,
 )
-from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.canonical import encode, encode_record
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.keys import SignatureType, VerifierKey
@@ -24,6 +28,7 @@ from keyturn_protocol.leaves import LeftOut
 from keyturn_protocol.limits import TRUST_BYTES
 from tests.support.bundles import Site, large, small
 from tests.support.hosts import Key
+from tests.support.people import ANNA, BEN
 
 BUNDLE = large()[1]
 GOOD = BUNDLE.manifest
@@ -168,3 +173,52 @@ def small_manifest(cache: list[bytes] = []) -> bytes:  # noqa: B006 -- one bundl
     if not cache:
         cache.append(small()[1].files[MANIFEST])
     return cache[0]
+
+
+def anchored(**changes: Any) -> bytes:
+    """A trust file of version 2, as JSON."""
+    value = msgspec.json.decode(encode_record(TRUST)) | {"v": 2, "operators": []} | changes
+    return encode(value)
+
+
+def test_a_trust_file_of_version_2_pins_operators_too() -> None:
+    listed = [{"key": key.text, "name": "someone", "until_us": None} for key in (ANNA, BEN)]
+    anchor = parse_anchor(anchored(operators=listed))
+    assert anchor.trust == parse_trust(encode_record(TRUST)) == TRUST
+    assert anchor.operators is not None
+    assert list(operator_keys(anchor.operators)) == [ANNA.id, BEN.id]
+    assert parse_anchor(encode_record(TRUST)).operators is None
+    assert parse_anchor(anchored()).operators == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"v": 3}, Code.NOT_CANONICAL),
+        ({"v": 1}, Code.NOT_CANONICAL),
+        ({"operators": None}, Code.NOT_CANONICAL),
+        ({"operators": [{"key": ANNA.text, "name": "", "until_us": None}]}, Code.NOT_CANONICAL),
+        ({"operators": [{"key": ANNA.text, "name": "a"}]}, Code.NOT_CANONICAL),
+        ({"operators": [{"key": ANNA.text, "name": "a", "until_us": -1}]}, Code.NOT_CANONICAL),
+        ({"operators": [{"key": "ssh-rsa AAAA", "name": "a", "until_us": None}]}, Code.BAD_KEY),
+        ({"operators": [{"key": ANNA.text, "name": n, "until_us": None} for n in "ab"]}, Code.BAD_KEY),
+        ({"receipt_vkey": TRUST.log_vkey}, Code.BAD_TRUST),
+        ({"deployment": "UPPER"}, Code.BAD_IDENTIFIER),
+        ({"extra": 1}, Code.NOT_CANONICAL),
+    ],
+)
+def test_a_trust_file_of_version_2_that_is_none(changes: dict[str, Any], code: Code) -> None:
+    with pytest.raises(ProtocolError) as error:
+        parse_anchor(anchored(**changes))
+    assert error.value.code is code
+
+
+def test_an_operators_key_counts_until_its_end() -> None:
+    ended = OperatorKey(key=ANNA.text, name="anna", until_us=5)
+    assert list(operator_keys([ended], 4)) == [ANNA.id]
+    assert list(operator_keys([ended], 5)) == []
+    with pytest.raises(ProtocolError, match="listed twice"):
+        # Also where only one of the two would count.
+        parse_anchor(
+            anchored(operators=[msgspec.to_builtins(ended), {"key": ANNA.text, "name": "a", "until_us": None}])
+        )

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from keyturn_protocol import api
+from keyturn_protocol import api, api_read
 from keyturn_protocol.bundle import LogRef, Manifest, receipt_path
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.keys import parse_vkey
@@ -89,7 +89,9 @@ def test_every_field_of_a_manifest_and_of_a_trust_file_is_described() -> None:
     log, _, trust = rest.partition("`trust.json`:")
     assert set(first_cells(manifest)) == fields(Manifest)
     assert set(first_cells(log)) == fields(LogRef)
-    assert set(first_cells(trust)) == fields(api.Trust)
+    operators = {f"operators.{field}" for field in fields(api.OperatorKey)}
+    assert set(first_cells(trust)) == fields(api.TrustWithOperators) | operators
+    assert fields(api.Trust) == fields(api.TrustWithOperators) - {"operators"}
     assert all(f"`{f}`" in manifest for f in fields(ExportBody))
 
 
@@ -116,6 +118,17 @@ def test_the_example_of_a_problem_is_one() -> None:
 )
 def test_every_field_of_a_body_is_described(heading: str, kinds: list[type]) -> None:
     assert set(first_cells(section(page("receipt"), heading))) == {f for kind in kinds for f in fields(kind)}
+
+
+@pytest.mark.parametrize("kind", [api_read.StatementItem, api_read.ReplacementItem])
+def test_every_field_of_what_lists_say_of_statements_is_described(kind: type) -> None:
+    assert set(first_cells(section(page("statements"), kind.__name__))) == fields(kind)
+
+
+def test_every_route_of_statements_is_named() -> None:
+    text = section(page("statements"), "At a verifier")
+    for path in (f"POST {api.STATEMENTS}", f"GET {api.STATEMENTS}", f"GET {api_read.REPLACEMENTS}"):
+        assert f"`{path}`" in text
 
 
 def test_pages_have_items_and_next() -> None:

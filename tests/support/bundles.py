@@ -29,10 +29,12 @@ from keyturn_protocol.bundle import (
     parse_manifest,
     receipt_path,
     segment_path,
+    statement_path,
 )
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
+from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Deployment, Hash, NodeId, log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey
@@ -44,6 +46,7 @@ from keyturn_protocol.leaves import (
     LeftOut,
     LogFrozenBody,
     NodeCheckpointBody,
+    StatementBody,
     format_leaf,
 )
 from keyturn_protocol.merkle import leaf_hash, root_of
@@ -225,6 +228,15 @@ class Site:
                 pass
         return decision
 
+    def say(self, envelope: bytes, *, sha256: str | None = None, kind: str | None = None) -> str:
+        """Take a statement, whatever is in it, as a verifier that doesn't check would; returns its hash."""
+        self.now_s += 1
+        parsed = parse_envelope(envelope)
+        digest = sha256 or parsed.hash.hex()
+        self.files[statement_path(digest)] = envelope
+        self.leaf(StatementBody(kind=kind or parsed.kind, sha256=digest))
+        return digest
+
     def receipt(self, text: bytes, key: Key | None = None) -> bytes:
         """A receipt line for a checkpoint's text, at the verifier's time."""
         signer = key or self.receipt_key
@@ -280,7 +292,7 @@ class Site:
             self.leaf(more)
         kept = {origin: log for origin, log in self.logs.items() if origin not in left_out}
         folders = tuple(f"logs/{log.head.name.node_id}/{log.head.name.incarnation}/" for log in kept.values())
-        files = {p: d for p, d in self.files.items() if p.startswith((*folders, "evidence/"))}
+        files = {p: d for p, d in self.files.items() if p.startswith((*folders, "evidence/", "statements/"))}
         files |= self.log_files()
         rows: Rows = {}
         for log in kept.values():

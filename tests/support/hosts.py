@@ -1,5 +1,6 @@
 """A host that signs a log, without a host: entries ten seconds apart, all keys from fixed seeds."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Self
 
@@ -17,8 +18,10 @@ from keyturn_protocol.entries import (
     InventoryBody,
     KeyRollBody,
     Previous,
+    RetiredBody,
     Share,
     ShareClass,
+    Source,
     UsageBody,
     WorkloadStartedBody,
     format_entry,
@@ -74,6 +77,7 @@ class Host:
         self.chips = 0
         self.now_us = START_US + incarnation * 3_600_000_000
         self.mono_us = 1_000_000
+        self.boot = BOOT
 
     @property
     def origin(self) -> str:
@@ -85,7 +89,7 @@ class Host:
             "v": 1,
             "seq": len(self.lines),
             "prev": leaf_hash(before).hex(),
-            "boot_id": BOOT,
+            "boot_id": self.boot,
             "boots": self.name.incarnation,
             "mono_us": self.mono_us,
             "time_us": self.now_us,
@@ -99,12 +103,12 @@ class Host:
         self.mono_us += us
         return self
 
-    def genesis(self, previous: Previous | None = None) -> Self:
+    def genesis(self, previous: Previous | None = None, source: Source = "replay") -> Self:
         return self.add(
             GenesisBody(
                 agent_version="0.1.0",
                 agent_sha256="00" * 32,
-                source="replay",
+                source=source,
                 public_key=self.key.public.hex(),
                 trust_sha256=None,
                 root_sha256=None,
@@ -112,11 +116,12 @@ class Host:
             )
         )
 
-    def inventory(self, chips: int = 1) -> Self:
-        self.chips = chips
+    def inventory(self, chips: int = 1, *, named: Sequence[str] | None = None) -> Self:
+        uuids = [f"GPU-{self.name.node_id[:6]}-{i}" for i in range(chips)] if named is None else list(named)
+        self.chips = len(uuids)
         return self.add(
             InventoryBody(
-                chips=[chip(f"GPU-{self.name.node_id[:6]}-{i}") for i in range(chips)],
+                chips=[chip(uuid) for uuid in uuids],
                 driver_version=None,
                 nvml_version=None,
                 cuda_version=None,
@@ -169,6 +174,10 @@ class Host:
     def heartbeat(self, quoted: bytes | None = None) -> Self:
         """A sign of life that quotes a checkpoint of the verifier's log."""
         return self.add(HeartbeatBody(verifier_checkpoint=None if quoted is None else quoted.decode()))
+
+    def retired(self, *chips: str) -> Self:
+        """Chips retire by name; without any, the whole host does."""
+        return self.add(RetiredBody(chips=sorted(chips) or None, reason="sold"))
 
     def key_roll(self, new: Key) -> Self:
         message = key_roll_message(self.name.origin, len(self.lines), self.key.public, new.public)

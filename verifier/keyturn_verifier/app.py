@@ -12,7 +12,7 @@ from keyturn_protocol.api_read import OPENAPI
 from keyturn_protocol.canonical import encode
 from keyturn_verifier import problems
 from keyturn_verifier.openapi import document
-from keyturn_verifier.routes import bundle, health, join, log, logs, read, review
+from keyturn_verifier.routes import bundle, health, join, log, logs, read, review, statements
 from keyturn_verifier.routes.ingest import Segments
 from keyturn_verifier.service import Service
 
@@ -31,7 +31,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
-    for module in (health, join, log, logs, read, review, bundle):
+    for module in (health, join, log, logs, read, review, statements, bundle):
         app.include_router(module.router(service))
 
     made: list[bytes] = []

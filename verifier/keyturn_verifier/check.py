@@ -5,14 +5,14 @@ it with SQL can change both, but has no key: :func:`check` names what no longer 
 evidence rests on it, is in :data:`UNCHECKED`.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, select
 from sqlmodel import SQLModel
 
-from keyturn_protocol.api import Trust
+from keyturn_protocol.api import OperatorKey, Trust
 from keyturn_protocol.audit_log import Quote
 from keyturn_protocol.audit_rollback import quoted
 from keyturn_protocol.bundle import check_trust
@@ -28,6 +28,7 @@ from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
 from keyturn_protocol.segment import parse_segment
 from keyturn_protocol.usage import Rows as UsageRows
 from keyturn_protocol.usage import merge
+from keyturn_verifier.check_statements import check_statements
 from keyturn_verifier.check_tree import Tree, check_tree
 from keyturn_verifier.db import tables
 from keyturn_verifier.db.history import history
@@ -71,10 +72,13 @@ _OF_A_LOG: Final[tuple[tuple[Table, str, tuple[str, ...], int | None], ...]] = (
 """Table, its rows in :class:`Rows`, their columns, and how many of these are the key; None: rows have none."""
 
 
-def check(connection: Connection, trust: Trust, given: bytes | None = None) -> Iterator[Difference]:
+def check(
+    connection: Connection, trust: Trust, given: bytes | None = None, operators: Sequence[OperatorKey] = ()
+) -> Iterator[Difference]:
     """Everything that is stored and differs from what the signed bytes give; in one read transaction.
 
     :param given: a checkpoint of the verifier's log that was kept outside of the database.
+    :param operators: whose statements count.
     :raises ProtocolError: ``given`` isn't one of this verifier's.
     """
     tree = Tree()
@@ -91,6 +95,7 @@ def check(connection: Connection, trust: Trust, given: bytes | None = None) -> I
     yield from _strays(connection, ids)
     yield from _evidence(connection, tree)
     yield from _tokens(connection, trust, tree)
+    yield from check_statements(connection, trust, operators, tree)
     found, _ = quoted(tree.log(trust), quotes, trust)
     yield from (Difference(tables.tree_leaf.name, one.origin, one.detail) for one in found)
 

@@ -1,4 +1,7 @@
-"""``keyturn-verifier init | serve | token | export | check``. Results on stdout, talk on stderr; only this exits."""
+"""``keyturn-verifier init | serve | token | operator | export | check``. Results on stdout, talk on stderr.
+
+Only this module exits.
+"""
 
 import argparse
 import re
@@ -13,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment
 from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
-from keyturn_verifier import config, keyfiles, logs, state, tokens
+from keyturn_verifier import config, keyfiles, logs, operators, state, tokens
+from keyturn_verifier.cli_operator import add_operator
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(actions, "list", "list tokens, without their secrets", _token_list)
     _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
 
+    add_operator(commands, _command)  # type: ignore[arg-type]
     export = _command(commands, "export", "write an evidence bundle", _export)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that isn't there yet")
     export.add_argument("--case", metavar="TEXT", help="a note for the manifest, such as a case id")
@@ -179,7 +184,7 @@ def _check(options: argparse.Namespace) -> int:
     trust = keyfiles.load(settings.state, settings.deployment).trust(settings.deployment)
     found = 0
     with reading(state.open_database(settings)) as connection:
-        for difference in check(connection, trust, given):
+        for difference in check(connection, trust, given, operators.load(settings.state)):
             print(difference, flush=True)
             found += 1
     print(f"{found} differences" if found else "everything stored follows from what was signed", file=sys.stderr)

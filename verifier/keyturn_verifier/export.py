@@ -26,6 +26,7 @@ from keyturn_protocol.bundle import (
     evidence_path,
     receipt_path,
     segment_path,
+    statement_path,
 )
 from keyturn_protocol.canonical import encode_record, fit_text
 from keyturn_protocol.chips import chip_table
@@ -40,6 +41,7 @@ from keyturn_verifier import keyfiles, queries, translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.statement_tables import statement
 from keyturn_verifier.db.tables import evidence, segment, segment_body
 from keyturn_verifier.errors import UsageError, VerifierError
 from keyturn_verifier.problems import Refusal
@@ -85,7 +87,7 @@ def bundle_files(
     refs: list[LogRef] = []
     with reading(engine) as snapshot:
         mark = _mark(engine, snapshot, keys.log, case, clock)
-        for path, data in chain(_logs(snapshot, refs), _evidence(snapshot), _verifier_log(snapshot, mark)):
+        for path, data in _parts(snapshot, refs, mark):
             hashes[path] = sha256(data).hexdigest()
             yield path, data
         names = queries.origins(snapshot)
@@ -163,6 +165,16 @@ def _segments(snapshot: Connection, log_id: int, name: LogName) -> Iterator[tupl
             _decoded(f"{name.origin} {row.start} … {row.end - 1}", row.body, row.sha256),
             row.receipt,
         )
+
+
+def _parts(snapshot: Connection, refs: list[LogRef], mark: _Mark) -> Iterator[tuple[str, bytes]]:
+    """Everything but totals and manifest."""
+    return chain(_logs(snapshot, refs), _evidence(snapshot), _statements(snapshot), _verifier_log(snapshot, mark))
+
+
+def _statements(snapshot: Connection) -> Iterator[tuple[str, bytes]]:
+    for row in snapshot.execute(select(statement.c.sha256, statement.c.envelope).execution_options(yield_per=64)):
+        yield statement_path(row.sha256.hex()), row.envelope
 
 
 def _evidence(snapshot: Connection) -> Iterator[tuple[str, bytes]]:

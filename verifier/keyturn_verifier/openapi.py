@@ -61,6 +61,12 @@ _LISTED: Final[dict[str, Says]] = {
     f"GET {api_read.MAINTENANCE}": Says(_page(api_read.Maintenance)),
     f"POST {api_read.MAINTENANCE}": Says(api_read.Maintenance, _BODY, api_read.MaintenanceRequest),
     f"POST {api_read.MAINTENANCE}/{{window}}/cancel": Says(api_read.Maintenance, (C.NOT_FOUND, C.UNKNOWN_OUTCOME)),
+    f"GET {api.STATEMENTS}": Says(_page(api_read.StatementItem)),
+    f"POST {api.STATEMENTS}": Says(
+        api_read.StatementItem, (C.BAD_STATEMENT, C.BAD_SIGNATURE, C.STATEMENT_REFUSED, *_BODY), _JSON, public=True
+    ),
+    f"GET {api.STATEMENTS}/{{sha256}}": Says(_JSON, (C.NOT_FOUND,)),
+    f"GET {api_read.REPLACEMENTS}": Says(_page(api_read.ReplacementItem)),
     f"GET {api_read.BUNDLE}": Says(api_read.TAR_TYPE),
     f"POST {api.JOIN}": Says(
         api.JoinResponse,

@@ -17,9 +17,11 @@ from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.entries import FIELDS, Chip, WorkloadStartedBody
 from keyturn_protocol.findings import Finding, FindingCode, Severity, in_totals, ranked
 from keyturn_protocol.ids import GAP, LogName, Origin, parse_origin
+from keyturn_protocol.links import link_findings, takeovers
 from keyturn_protocol.segment import ChainState, node_key
 from keyturn_protocol.totals import Listed, LogEnd, Moment, clock_findings, listed_from, missing_after, summarise
 from keyturn_protocol.usage import FoldState, Gap, UsageRow
+from keyturn_verifier import people
 from keyturn_verifier.db.tables import (
     chip_listed,
     finding,
@@ -183,6 +185,8 @@ def ends(connection: Connection) -> Iterator[LogEnd]:
     by_log: dict[int, dict[str, Moment]] = {}
     for row in connection.execute(select(chip_listed).order_by(chip_listed.c.start)):
         by_log.setdefault(row.log_id, {}).setdefault(row.chip, Moment(row.boot_id, row.mono_us, row.time_us))
+    known = people.links(connection)
+    replaced = takeovers(known, people.node_logs(connection, known, by_log)) if known.by_old else {}
     query = select(log.c.id, log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.receipt_s).order_by(
         log.c.node_id, log.c.incarnation.desc()
     )
@@ -192,7 +196,8 @@ def ends(connection: Connection) -> Iterator[LogEnd]:
         if row.node_id != node:
             node, listed = row.node_id, {}
         chain: ChainState = parse(row.chain, ChainState)
-        yield LogEnd(Origin(row.origin), chain, parse(row.fold, FoldState), row.receipt_s, listed)
+        taken = replaced.get(row.node_id, {})
+        yield LogEnd(Origin(row.origin), chain, parse(row.fold, FoldState), row.receipt_s, listed, taken)
         listed = listed_from(chain.source, by_log.get(row.id, {}), listed)
 
 
@@ -246,7 +251,7 @@ def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> li
 def findings(connection: Connection, until_us: int, table: ChipTable) -> list[Finding]:
     """All findings, the most severe first."""
     names = origins(connection)
-    found = [*_stored_findings(connection, names), *clock_findings(ends(connection))]
+    found = [*_stored_findings(connection, names), *clock_findings(ends(connection)), *_link_findings(connection)]
     found += in_totals(
         usage_rows(connection, names),
         _gaps(connection, names, until_us),
@@ -254,6 +259,12 @@ def findings(connection: Connection, until_us: int, table: ChipTable) -> list[Fi
         lambda chip: table.lookup(chip) is not None,
     )
     return ranked(found)
+
+
+def _link_findings(connection: Connection) -> list[Finding]:
+    known = people.links(connection)
+    nodes = people.node_logs(connection, known, {})
+    return link_findings(known, nodes, people.newest_logs(connection, known))
 
 
 def _stored_findings(connection: Connection, names: dict[int, Origin]) -> Iterable[Finding]:

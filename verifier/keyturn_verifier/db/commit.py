@@ -93,6 +93,7 @@ class Committer:
         """Open the log if need be, and gather what the change adds."""
         against = change.against
         findings: list[Finding] = []
+        receipt_s: int | None = None
         if isinstance(against, Expected):
             opened = self._open(connection, against, change, rows, now_us, findings)
             if isinstance(opened, Refusal | Moved):
@@ -100,7 +101,6 @@ class Committer:
             log_id = opened
         else:
             log_id = against.log_id
-        receipt_s: int | None = None
         match change.decision:
             case Accepted() as accepted:
                 shown = shown_receipt(change.shown, accepted.segment, self._key.public)

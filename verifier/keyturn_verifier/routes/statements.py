@@ -1,0 +1,78 @@
+"""Statements by people: posted by anybody, since the signatures in them decide; served by role."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from keyturn_protocol.api import PAGE_ITEMS, STATEMENTS, ProblemCode
+from keyturn_protocol.api_read import REPLACEMENTS
+from keyturn_protocol.limits import ENVELOPE_BYTES
+from keyturn_verifier import operators, people
+from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.problems import Refusal
+from keyturn_verifier.routes.body import content_length, read_body
+from keyturn_verifier.routes.pages import HEADERS, JSON, After, Authorization, Limit, allow, cursor, one, page
+from keyturn_verifier.service import Service
+
+Sha256Path = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="of its payload, 64 hex digits")]
+Node = Annotated[str | None, Query(pattern="^[0-9a-f]{32}$", description="only those that name this node")]
+_FIRST: Final = -1
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    async def body(request: Request) -> bytes:
+        content_length(dict(request.scope["headers"]), ENVELOPE_BYTES)
+        budget = service.ingest.budget
+        raw = await read_body(request.receive, ENVELOPE_BYTES, service.config.limits.body_timeout_s, budget)
+        budget.give(len(raw))
+        return raw
+
+    @routes.post(STATEMENTS)
+    def state(raw: Annotated[bytes, Depends(body)]) -> Response:
+        """Take a statement in its envelope. Who may say it is a matter of its signatures; again changes nothing."""
+        now_us = service.clock()
+        envelope, said = people.opened(raw, service.config.deployment)
+        with reading(service.engine) as connection:
+            there = people.known(connection, envelope)
+        if there is not None:
+            return one(there)
+        keys = operators.load(service.config.state)
+        # Once before the lock that everybody waits for, and again under it, at the time of the leaf.
+        people.check_signers(envelope, keys, now_us)
+        with writing(service.engine) as connection:
+            return one(people.take(connection, envelope, said, keys, now_us))
+
+    @routes.get(STATEMENTS)
+    def statements(authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None) -> Response:
+        """Every statement, the oldest first."""
+        with reading(service.engine) as connection:
+            allow(service, connection, authorization)
+            start: tuple[int] | None = cursor(after, tuple[int])
+            items = people.statements(connection, _FIRST if start is None else start[0], limit)
+        return page(items, [items[-1].index] if len(items) == limit else None)
+
+    @routes.get(STATEMENTS + "/{sha256}")
+    def statement(sha256: Sha256Path, authorization: Authorization = None) -> Response:
+        """A statement's envelope, byte for byte."""
+        with reading(service.engine) as connection:
+            allow(service, connection, authorization)
+            data = people.envelope_of(connection, bytes.fromhex(sha256))
+        if data is None:
+            raise Refusal(ProblemCode.NOT_FOUND, f"no statement {sha256} is here")
+        return Response(data, media_type=JSON, headers=HEADERS)
+
+    @routes.get(REPLACEMENTS)
+    def replacements(
+        authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None, node: Node = None
+    ) -> Response:
+        """Nodes that hosts had and have: which one replaces which, and why."""
+        with reading(service.engine) as connection:
+            allow(service, connection, authorization)
+            start: tuple[int] | None = cursor(after, tuple[int])
+            items = people.replacements(connection, _FIRST if start is None else start[0], limit, node)
+        return page(items, [items[-1].index] if len(items) == limit else None)
+
+    return routes
