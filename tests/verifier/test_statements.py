@@ -263,6 +263,7 @@ def test_an_insider_with_sql_is_found(verifier: Verifier) -> None:
     old, new = verifier.enrolled(), verifier.enrolled()
     assert say(verifier, link(old, new)).status == 200
     staff = operators.load(verifier.state)
+    given = {"forged": link(old, "00" * 16, MALLORY), "other": link(old, new, BEN)}
 
     def found(*changes: str) -> list[str]:
         """What check says about a database in which SQL was run; it is as before then."""
