@@ -31,6 +31,7 @@ from keyturn_agent.errors import AgentError, RefusedError, UsageError
 from keyturn_agent.last_words import finish_retirement
 from keyturn_agent.ports import Clock, Verifier
 from keyturn_agent.recording import read_recording
+from keyturn_agent.replace import make_node, node_argument, read_statement
 from keyturn_agent.status import describe, read_status
 from keyturn_agent.store import Store, read_enrolment
 from keyturn_agent.watch import Watch
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     token = join.add_mutually_exclusive_group()
     token.add_argument("--token", help=f"join token; others on this host may see it, better: {TOKEN_ENV}")
     token.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the join token")
+    join.add_argument("--replaces", metavar="NODE", help="the node that this host was before it was set up again")
+    join.add_argument("--statement", type=Path, metavar="FILE", help="an operator's signature under --replaces")
     add_source(join)
     add_config(join)
     join.add_argument("--json", action="store_true", help="result as JSON")
@@ -137,7 +140,17 @@ def _token(arguments: argparse.Namespace) -> str:
 
 def _enroll(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
-    url, pinned, token = check_url(arguments.verifier), read_trust(arguments.trust), _token(arguments)
+    url, pinned = check_url(arguments.verifier), read_trust(arguments.trust)
+    if arguments.statement is not None and arguments.replaces is None:
+        raise UsageError("no_node", "--statement goes with --replaces NODE")
+    statement = None
+    if arguments.replaces is not None:
+        old = node_argument(arguments.replaces)
+        new = make_node(arguments.state)
+        if arguments.statement is None:
+            return _to_sign(arguments, pinned.deployment, old, new)
+        statement = read_statement(arguments.statement, pinned, old, new)
+    token = _token(arguments)
     if arguments.recording is not None:
         read_recording(arguments.recording)
     enrolment = enroll(
@@ -150,6 +163,7 @@ def _enroll(arguments: argparse.Namespace) -> int:
         clock=SystemClock(),
         random=SystemRandom(),
         patience_s=config.timeout_s,
+        statement=statement,
     )
     if arguments.json:
         print(encode(enrolment).decode())
@@ -157,6 +171,17 @@ def _enroll(arguments: argparse.Namespace) -> int:
         print(f"enrolled {enrolment.deployment}/node/{enrolment.node_id}/1")
         print(f"organisation {enrolment.organisation}, site {enrolment.site}")
     return FINE
+
+
+def _to_sign(arguments: argparse.Namespace, deployment: str, old: str, new: str) -> int:
+    """What an operator has to sign before this host can be enrolled as the one that it was."""
+    if arguments.json:
+        print(encode({"deployment": deployment, "enrolled": False, "new": new, "old": old}).decode())
+        return UNDECIDED
+    print(f"node {new} is not enrolled yet: an operator has to sign that it replaces {old}")
+    print(f"  keyturn replace {old} {new} --deployment {deployment} --reason TEXT --key FILE --out statement.json")
+    print("and then, here, the same command again with --statement statement.json")
+    return UNDECIDED
 
 
 def _run(arguments: argparse.Namespace) -> int:

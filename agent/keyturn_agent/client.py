@@ -13,7 +13,7 @@ from keyturn_agent import __version__
 from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
 from keyturn_agent.route import proxy_for, trust_context
-from keyturn_protocol.api import JOIN, LOG, RECEIPT_HEADER, SEGMENT_TYPE, SEGMENTS, head_path
+from keyturn_protocol.api import JOIN, LOG, RECEIPT_HEADER, SEGMENT_TYPE, SEGMENTS, STATEMENTS, head_path
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.limits import NOTE_BYTES
 
@@ -58,6 +58,9 @@ class HttpVerifier:
 
     def join(self, request: bytes) -> Answer:
         return self._exchange("POST", JOIN, request, "application/json")
+
+    def state(self, statement: bytes) -> Answer:
+        return self._exchange("POST", STATEMENTS, statement, "application/json")
 
     def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
         shown = {} if receipt is None else {RECEIPT_HEADER: b64encode(receipt).decode()}

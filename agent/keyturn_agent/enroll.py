@@ -1,6 +1,7 @@
 """Enrolment: a key, a join with a token, and a first segment that uses the token up.
 
-Each step can be cut short by a crash and done again. What is on disk, and when:
+A statement that this node replaces another is shown to the verifier before that: see
+:mod:`keyturn_agent.replace`. Each step can be cut short by a crash and done again. What is on disk, and when:
 
 1. the key and the pinned trust file, once the verifier has taken the token;
 2. ``config.json``, which makes the folder an enrolled host's;
@@ -19,6 +20,7 @@ from keyturn_agent.errors import RefusedError, UnreachableError
 from keyturn_agent.log import NodeLog
 from keyturn_agent.log_files import Opened
 from keyturn_agent.ports import Clock, Random, Signer, Stamp, Verifier
+from keyturn_agent.replace import show_statement
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.store import Boots, FolderLock, make_folder, read_enrolment
 from keyturn_protocol.api import STATUS, JoinRequest, JoinResponse, Problem
@@ -43,8 +45,11 @@ def enroll(
     clock: Clock,
     random: Random,
     patience_s: float,
+    statement: bytes | None = None,
 ) -> Enrolment:
     """Enrol this host; done again on the same folder, it goes on where it was.
+
+    :param statement: an operator's, that this node replaces another.
 
     :raises RefusedError: the token isn't good, or the folder belongs to another verifier; nothing was changed.
     :raises UnreachableError: the verifier didn't answer in time; done again, it goes on.
@@ -56,6 +61,8 @@ def enroll(
     try:
         try:
             with files.doing(f"reading {folder}"):
+                if statement is not None:
+                    show_statement(verifier, statement)
                 enrolment = _join(folder, url, token, pinned, source, verifier)
         except BaseException:
             if fresh:

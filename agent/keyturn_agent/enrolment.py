@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from keyturn_agent.errors import UsageError
 from keyturn_agent.identity import __version__, code_sha256
-from keyturn_protocol.api import Trust
-from keyturn_protocol.canonical import Hex32, Record, decode
+from keyturn_protocol.bundle import decode_anchor
+from keyturn_protocol.canonical import Hex32, Record
 from keyturn_protocol.entries import GenesisBody, Previous, Source
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment, log_origin, receipt_name
@@ -51,7 +51,7 @@ def parse_trust(data: bytes, name: str) -> Pinned:
     :raises UsageError: ``bad_trust``.
     """
     try:
-        trust: Trust = decode(data, Trust, limit=TRUST_BYTES)
+        trust = decode_anchor(data).trust
         place = deployment(trust.deployment)
         log_key, receipt_key = parse_vkey(trust.log_vkey), parse_vkey(trust.receipt_vkey)
     except ProtocolError as error:

@@ -205,6 +205,10 @@ class Verifier(Protocol):
 
     def join(self, request: bytes) -> Answer: ...
 
+    def state(self, statement: bytes) -> Answer:
+        """Show a statement that somebody signed, in its envelope."""
+        ...
+
     def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
         """Send a segment. ``receipt``: the one that we hold for it, from a verifier that has forgotten it."""
         ...

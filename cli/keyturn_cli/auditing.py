@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Final
 
 from keyturn_cli.errors import CliError, Exit
-from keyturn_protocol.api import Trust
+from keyturn_protocol.api import OperatorKey, Trust
 from keyturn_protocol.audit import Report, conclude, open_manifest, tasks
 from keyturn_protocol.audit_log import LogResult, Task, audit_log
 from keyturn_protocol.audit_tree import audit_verifier_log
@@ -33,6 +33,8 @@ class Pins:
     trust: Trust | None = None
     root_sha256: str | None = None
     checkpoint: bytes | None = None
+    operators: tuple[OperatorKey, ...] | None = None
+    """None: the trust file says nothing about them."""
 
 
 def run_audit(reader: BundleReader, pins: Pins, jobs: int, progress: Progress) -> Report:
@@ -57,6 +59,7 @@ def run_audit(reader: BundleReader, pins: Pins, jobs: int, progress: Progress) -
         pinned=pins.trust is not None,
         seen=seen,
         root_sha256=pins.root_sha256,
+        operators=pins.operators,
     )
 
 

@@ -10,7 +10,7 @@ import typer
 
 from keyturn_cli import __version__
 from keyturn_cli.client import authorities
-from keyturn_cli.commands import audit, demo, read, remote
+from keyturn_cli.commands import audit, demo, read, remote, sign
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.groups import group
 from keyturn_cli.output import complain, talk
@@ -32,6 +32,10 @@ app.command("log")(remote.log)
 app.command("segment")(remote.segment)
 app.command("proof")(remote.proof)
 app.command("bundle")(remote.bundle)
+app.add_typer(group("statement", sign.show, "What people signed; list, send.", list=sign.listed, send=sign.send))
+app.add_typer(group("key", sign.key_show, "Keys that sign statements; new.", new=sign.key_new))
+app.command("sign")(sign.sign)
+app.command("replace")(sign.replace)
 app.add_typer(
     group(
         "findings",

@@ -117,6 +117,10 @@ def to_json(report: Report) -> dict[str, object]:
         },
         "workloads": list(report.workloads),
         "findings": list(report.findings),
+        "replacements": [
+            {"old": link.old, "new": link.new, "reason": link.reason, "sha256": link.sha256, "leaf": link.index}
+            for link in report.links
+        ],
         "chip_table": report.chip_table,
         "chip_table_claimed": report.chip_table_claimed,
         "verifier_checkpoint": _head_json(report.checkpoint),

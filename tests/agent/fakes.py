@@ -67,6 +67,7 @@ class FakeVerifier:
         self.logs: dict[str, Log] = {}
         self.joined: dict[str, bytes] = {}
         self.calls: list[str] = []
+        self.said: list[bytes] = []
         self.interfere: Callable[[str, Answer], Answer] = lambda _, answer: answer
         self.lock = threading.Lock()
         trust = Trust(
@@ -91,6 +92,10 @@ class FakeVerifier:
         self.joined[key.name] = key.public_key
         response = JoinResponse(origin=key.name, organisation="lab", site="north")
         return self._answer("join", Answer(200, "application/json", None, encode(response)))
+
+    def state(self, statement: bytes) -> Answer:
+        self.said.append(statement)
+        return self._answer("statement", Answer(200, "application/json", None, b"{}"))
 
     def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
         with self.lock:

@@ -39,7 +39,7 @@ class Host:
         self.random = Even()
         self.real_s = START_S
 
-    def enroll(self, token: str = TOKEN, url: str = "http://127.0.0.1:1", patience_s: float = 10) -> None:
+    def enroll(self, token: str = TOKEN, url: str = "http://127.0.0.1:1", patience_s: float = 10, **more: Any) -> None:
         enroll(
             self.folder,
             url,
@@ -50,6 +50,7 @@ class Host:
             clock=SimulatedClock(START_US, self.random.uuid4()),
             random=self.random,
             patience_s=patience_s,
+            **more,
         )
 
     def run(

@@ -269,9 +269,7 @@ def test_an_insider_with_sql_is_found(verifier: Verifier) -> None:
         """What check says about a database in which SQL was run; it is as before then."""
         with verifier.engine.connect() as connection:
             for change in changes:
-                connection.execute(
-                    text(change), {"forged": link(old, "00" * 16, MALLORY), "other": link(old, new, BEN)}
-                )
+                connection.execute(text(change), given)
             said = [str(difference) for difference in check(connection, verifier.trust, None, staff)]
             connection.rollback()
         return said

@@ -17,7 +17,7 @@ from keyturn_cli.output import clean, note, print_json, results, talk
 from keyturn_cli.report import EXITS, print_report, to_json
 from keyturn_protocol.api import Trust
 from keyturn_protocol.audit import open_manifest
-from keyturn_protocol.bundle import MANIFEST, parse_trust
+from keyturn_protocol.bundle import MANIFEST, Anchor, parse_anchor
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.limits import NOTE_BYTES, TRUST_BYTES
 
@@ -51,8 +51,10 @@ def audit(
         raise CliError(
             f"{bundle} is not a folder or file", exit=Exit.USAGE, hint="BUNDLE is what the verifier exported"
         )
+    anchor = None if trust is None else read_anchor(trust)
     pins = Pins(
-        trust=None if trust is None else read_trust(trust),
+        trust=None if anchor is None else anchor.trust,
+        operators=None if anchor is None else anchor.operators,
         root_sha256=None if root is None else _root(root),
         checkpoint=None if checkpoint is None else read_capped(checkpoint, NOTE_BYTES, "--checkpoint"),
     )
@@ -85,7 +87,8 @@ def trace(
 
     Exit as for the audit itself; 1 also where nothing in the bundle speaks of the subject.
     """
-    pins = Pins(trust=None if trust is None else read_trust(trust))
+    anchor = None if trust is None else read_anchor(trust)
+    pins = Pins() if anchor is None else Pins(trust=anchor.trust, operators=anchor.operators)
     with open_bundle(bundle) as reader:
         report = run_audit(reader, pins, 1, lambda *_: None)
         found = list(tracing.trace(reader, open_manifest(reader), subject))
@@ -131,9 +134,14 @@ def _ranges(seqs: list[int]) -> str:
 
 
 def read_trust(path: Path) -> Trust:
+    """The verifier's keys in a trust file."""
+    return read_anchor(path).trust
+
+
+def read_anchor(path: Path) -> Anchor:
     """The keys in a trust file; anything wrong with it is a matter of usage."""
     try:
-        return parse_trust(read_capped(path, TRUST_BYTES, "--trust"))
+        return parse_anchor(read_capped(path, TRUST_BYTES, "--trust"))
     except ProtocolError as error:
         raise CliError(
             f"--trust {path}: {error}",

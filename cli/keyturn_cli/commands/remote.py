@@ -19,7 +19,7 @@ from keyturn_cli.commands.read import (
     read_token,
 )
 from keyturn_cli.errors import CliError, Exit
-from keyturn_cli.output import note, print_json, results
+from keyturn_cli.output import clean, note, print_json, results
 from keyturn_protocol import api, api_read
 from keyturn_protocol.findings import FindingCode
 from keyturn_protocol.merkle import verify_consistency, verify_inclusion
@@ -38,9 +38,18 @@ def node(
     token_file: TokenFileOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Show every log of one node."""
+    """Show every log of one node, and which nodes its host was before and is now."""
     with Client(verifier, read_token(token, token_file)) as client:
-        return _list(list(client.items(f"{api.NODES}/{_hex(node)}", api.NodeLog)), render.nodes, json)
+        logs = list(client.items(f"{api.NODES}/{_hex(node)}", api.NodeLog))
+        links = list(client.items(api_read.REPLACEMENTS, api_read.ReplacementItem, node=node))
+    if json:
+        print_json({"items": logs, "replacements": links})
+        return Exit.FINE
+    results().print(render.nodes(logs))
+    for link in links:
+        other = f"replaced by {link.new}" if link.old == node else f"replaces {link.old}"
+        results().print(f"{other}: {clean(link.reason)}  (statement {link.sha256})", soft_wrap=True)
+    return Exit.FINE
 
 
 def log(
