@@ -160,6 +160,13 @@ class Courier:
                     break
             return self._done()
 
+    def relieve(self, spool: Spool, wanted: int) -> tuple[int, int]:
+        """Give receipted bytes of ``spool`` back to a full disk, see :class:`~keyturn_agent.retention.Retention`.
+
+        At once, in the caller's thread: this one may be waiting for a verifier that is away.
+        """
+        return (0, 0) if self._retention is None else self._retention.relieve(spool, wanted)
+
     def stop(self) -> None:
         """End the thread; one exchange that hangs is left behind, it can't do harm."""
         with self._changed:

@@ -5,8 +5,8 @@ from 80 %      usage entries get longer, and an entry says so
 from 100 %     a gap with its cause; no usage is written, and nothing that has no receipt is ever written over
 
 The spool is as full as the larger of two parts: bytes without a receipt, and the age of the oldest of them. A disk
-with hardly any room counts as full, whoever filled it. What was left is entered again only some way below, so that
-a spool at the edge doesn't go back and forth.
+with hardly any room, and nothing receipted left that may go, counts as full, whoever filled it. What was left is
+entered again only some way below, so that a spool at the edge doesn't go back and forth.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from keyturn_protocol.entries import Slug
 FILLING: Final[Slug] = "spool_filling"
 SPOOL_FULL: Final[Slug] = "spool_full"
 DISK_FULL: Final[Slug] = "disk_full"
+DISK_FILLING: Final[Slug] = "disk_filling"
 
 _FILLING_PPM: Final = 800_000
 _FULL_PPM: Final = 1_000_000

@@ -1,4 +1,4 @@
-"""Removes receipted segments once they are old or many. What has no receipt is never removed.
+"""Removes receipted segments once they are old or many, or the disk is full. What has no receipt is never removed.
 
 A verifier that was restored from a backup asks again for what it had receipted; that is what they are kept for.
 The newest segment of a log always stays: its state stands on it.
@@ -7,6 +7,7 @@ The newest segment of a log always stays: its state stands on it.
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from keyturn_agent.spool import SEGMENT, Spool, ranges, read_segment
 logger = logging.getLogger(__name__)
 
 EVERY_S: Final = 3600
+_STATUS: Final = "status.json"
 _AT_ONCE: Final = 256
 """Segments that are removed between two looks at the disk."""
 
@@ -54,8 +56,20 @@ def expired(kept: Sequence[Kept], keep_s: int, keep_bytes: int, now_s: int) -> l
     return gone
 
 
+def oldest(kept: Sequence[Kept], wanted: int) -> list[Kept]:
+    """As many of the oldest as give ``wanted`` bytes back, or all. Pure."""
+    gone: list[Kept] = []
+    size = 0
+    for each in kept:
+        if size >= wanted:
+            break
+        size += each.bytes
+        gone.append(each)
+    return gone
+
+
 class Retention:
-    """The rule, applied now and then to a log and to those before it. For one thread.
+    """The rule, applied now and then to a log and to those before it.
 
     :param now_s: the host's real time.
     """
@@ -75,20 +89,45 @@ class Retention:
         if self._done_s is not None and 0 <= now_s - self._done_s < EVERY_S:
             return 0
         self._done_s = now_s
-        try:
-            gone = expired(_kept(spool.folder), self._keep_s, self._keep_bytes, now_s)
-            for folder in dict.fromkeys(each.folder for each in gone):
-                segments = [each for each in gone if each.folder == folder]
-                for i in range(0, len(segments), _AT_ONCE):
-                    _remove(folder, segments[i : i + _AT_ONCE])
-                if folder == spool.folder:
-                    spool.forget(segments[-1].end)
-        except (OSError, StoreError) as error:
-            logger.warning("removing receipted segments: %s", error)
-            return 0
+        gone = _go(spool, lambda kept: expired(kept, self._keep_s, self._keep_bytes, now_s))
         if gone:
             logger.info("removed %d receipted segments that had been kept long enough", len(gone))
         return len(gone)
+
+    def relieve(self, spool: Spool, wanted: int) -> tuple[int, int]:
+        """Remove the oldest before their time, to give ``wanted`` bytes back to a disk that is full.
+
+        :returns: how many segments that were, and their bytes.
+        """
+        gone = _go(spool, lambda kept: oldest(kept, wanted))
+        if not gone:
+            # Their heads have to be written down first, and there may be no room even for that: this may be lost.
+            with suppress(OSError):
+                (spool.folder.parent.parent / _STATUS).unlink(missing_ok=True)
+            gone = _go(spool, lambda kept: oldest(kept, wanted))
+        size = sum(each.bytes for each in gone)
+        if gone:
+            logger.warning("the disk is full: %d receipted segments (%d bytes) went before their time", len(gone), size)
+        return len(gone), size
+
+
+def _go(spool: Spool, choose: Callable[[Sequence[Kept]], list[Kept]]) -> list[Kept]:
+    """Remove what is chosen; a disk that fails here is only reported: nothing depends on the removal."""
+    done: list[Kept] = []
+    try:
+        with spool.files:
+            gone = choose(_kept(spool.folder))
+            for folder in dict.fromkeys(each.folder for each in gone):
+                segments = [each for each in gone if each.folder == folder]
+                for i in range(0, len(segments), _AT_ONCE):
+                    some = segments[i : i + _AT_ONCE]
+                    _remove(folder, some)
+                    done += some
+                    if folder == spool.folder:
+                        spool.forget(some[-1].end)
+    except (OSError, StoreError) as error:
+        logger.warning("removing receipted segments: %s", error)
+    return done
 
 
 def _kept(folder: Path) -> list[Kept]:

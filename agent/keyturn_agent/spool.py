@@ -60,6 +60,8 @@ class Spool:
         self.folder = folder
         self._key = key
         self._lock = threading.Lock()
+        self.files = threading.RLock()
+        """Held while segments are read to be sent, and while some are removed: two threads do that on a full disk."""
         self._ends: dict[int, int] = {}
         self._starts: dict[int, int] = {}
         self._receipts: dict[int, Path] = {}
@@ -132,9 +134,10 @@ class Spool:
 
     def root_at(self, size: int) -> Hash | None:
         """The root of our signed head of this size, or None if we never signed one."""
-        start = self.start_of(size)
-        if start is not None:
-            return self._load(start, size).checkpoint.root
+        with self.files:
+            start = self.start_of(size)
+            if start is not None:
+                return self._load(start, size).checkpoint.root
         with files.doing(f"reading what was removed from {self.folder}"):
             return removed_root(self.folder, size) if size <= self.first else None
 
@@ -158,6 +161,10 @@ class Spool:
         :returns: None when nothing that is signed starts there.
         :raises DamagedError: a segment on disk isn't what was written.
         """
+        with self.files:
+            return self._upload(start)
+
+    def _upload(self, start: int) -> Upload | None:
         lines: list[bytes] = []
         last: Segment | None = None
         size = 0

@@ -17,7 +17,7 @@ from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
 from keyturn_agent.errors import NoSpaceError
 from keyturn_agent.ports import Clock
-from keyturn_agent.pressure import DISK_FULL, FILLING, Level, Pressure, Room, follow, full_ppm
+from keyturn_agent.pressure import DISK_FILLING, DISK_FULL, FILLING, Level, Pressure, Room, follow, full_ppm
 from keyturn_agent.store import Store
 from keyturn_protocol.entries import Body, DegradedBody, GapBody, HeartbeatBody, InventoryBody, Slug, UsageBody
 
@@ -27,6 +27,8 @@ _TRY_US: Final = 10_000_000
 """Between two tries to open the log again."""
 _BEAT_US: Final = 3_600_000_000
 """Between two heartbeats while the spool is full: silence must differ from deletion."""
+_MARGIN: Final = 1024 * 1024
+"""The least that a full disk is relieved by, whatever the configuration leaves free."""
 _HELD: Final = 1000
 """Bodies that are held in memory while nothing can be written."""
 
@@ -119,15 +121,16 @@ class Writer:
             if self._failed is not None:
                 return
         self._store.settle_keys()
-        room = self._room()
+        room, relieved = self._relieve(self._room(), self._config.free_bytes)
         before, self._pressure = self._pressure, follow(self._pressure, room, self._config)
         if before.level is self._pressure.level:
+            self.write(relieved)
             return
         now_us = self._clock.now().time_us
         waiting = f"{room.waiting_bytes} bytes wait for receipts, the oldest for {room.oldest_s} s"
         detail = f"{waiting}; {full_ppm(room, self._config) // 10_000} % of what may; {room.free_bytes} bytes free"
         logger.warning("the spool is at level %s: %s", self.level.name.lower(), detail)
-        bodies: list[Body] = []
+        bodies: list[Body] = [*relieved]
         if before.level is Level.FULL:
             bodies.append(_gap(self._full_since_us, now_us, before.cause, "there is room again"))
         if self.level is Level.FULL:
@@ -186,7 +189,11 @@ class Writer:
     def _reopen(self, failed: _Failed) -> None:
         """Open the log again if there is room, and write what was held."""
         now = self._clock.now()
-        if now.mono_us - failed.tried_us < _TRY_US or self._room().free_bytes < self._config.free_bytes:
+        if now.mono_us - failed.tried_us < _TRY_US:
+            return
+        room, relieved = self._relieve(self._room(), max(self._config.free_bytes, _MARGIN))
+        failed.held += relieved
+        if room.free_bytes < self._config.free_bytes:
             return
         failed.tried_us = now.mono_us
         try:
@@ -204,6 +211,19 @@ class Writer:
         logger.warning("there is room on the disk again")
         if left:
             self._append(left)
+
+    def _relieve(self, room: Room, least: int) -> tuple[Room, list[Body]]:
+        """Where less than ``least`` bytes are free, let receipted segments go before their time.
+
+        :returns: the room after that, and what the log has to say about it.
+        """
+        if room.free_bytes >= least:
+            return room, []
+        segments, size = self._courier.relieve(self._store.log.spool, max(2 * least, _MARGIN) - room.free_bytes)
+        if not segments:
+            return room, []
+        detail = f"removed {segments} receipted segments ({size} bytes) early: {room.free_bytes} bytes were free"
+        return self._room(), [DegradedBody(cause=DISK_FILLING, interval_us=self.interval_us, detail=detail)]
 
     def _room(self) -> Room:
         spool = self._store.log.spool
