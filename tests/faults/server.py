@@ -272,4 +272,4 @@ def seen_of(ended: Ended) -> str:
         return "went on"
     assert ended.status == 1, f"exit {ended.status}: {ended.err}"
     assert "keyturn: error: " in ended.err, ended.err
-    return "a clear error"
+    return "ended with its error"

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import urllib3
 from backports import zstd
 from sqlalchemy import update
 
@@ -52,6 +53,24 @@ def test_damage_is_no_whole_stream(verifier: Verifier, tmp_path: Path) -> None:
         connection.execute(update(segment_body).values(body=b"damaged"))
     answer = verifier.client.get("/v1/bundle", verifier.reader_token())
     assert (answer.status, answer.code) == (500, "internal")
+
+
+def test_damage_in_mid_stream_cuts_it_and_is_said_in_a_line(
+    verifier: Verifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = verifier.enrolled(usage=3)
+    for _ in range(4):
+        node.usage(240)
+        assert verifier.client.post(node.segment()).status == 200
+    with writing(verifier.engine) as connection:
+        connection.execute(update(segment_body).where(segment_body.c.start > 600).values(body=b"damaged"))
+    with pytest.raises(urllib3.exceptions.HTTPError):
+        verifier.client.get("/v1/bundle", verifier.reader_token())
+    deadline = time.monotonic() + 10
+    while "the stored segment is damaged" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "bundle: cut in mid-stream" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_clients_that_stop_reading_hold_nothing_for_long(tmp_path: Path) -> None:

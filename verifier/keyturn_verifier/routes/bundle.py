@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from backports import zstd
 from fastapi import APIRouter, Query, Response
+from sqlalchemy.exc import DBAPIError
 from starlette.types import Receive, Scope, Send
 
 from keyturn_protocol.api import ProblemCode
@@ -17,7 +18,7 @@ from keyturn_protocol.limits import TEXT_CHARS
 from keyturn_protocol.tar import END, format_member
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
-from keyturn_verifier.errors import VerifierError
+from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 from keyturn_verifier.export import bundle_files
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.pages import Authorization, allow
@@ -131,6 +132,9 @@ class _Stream(Response):
                 chunk = await asyncio.to_thread(next, self._chunks, None)
             if chunk is None:
                 await send({"type": "http.response.body", "body": b""})
+        except (DBAPIError, OutcomeUnknown, VerifierError) as error:
+            # Too late for another answer: without its end, the connection is closed and the bundle is none.
+            log.error("bundle: cut in mid-stream: %s", error.orig if isinstance(error, DBAPIError) else error)
         finally:
             gone.cancel()
             await asyncio.to_thread(self.end)
