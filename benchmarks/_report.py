@@ -18,5 +18,13 @@ def best_of(runs: int, work: Callable[[], object]) -> float:
 def report(name: str, *, seconds: float, limit_s: float, bar: float, **more: object) -> None:
     """Print a figure as the ratio of the limit's time to ours: 1 means as fast as the limit."""
     ratio = limit_s / seconds
-    line = {"name": name, "ratio": round(ratio, 3), "bar": bar, "holds": ratio >= bar, **more}
-    print(json.dumps(line), flush=True)
+    _print({"name": name, "ratio": round(ratio, 3), "bar": bar, "holds": ratio >= bar, **more})
+
+
+def report_below(name: str, value: float, unit: str, *, bar: float, **more: object) -> None:
+    """Print a figure that has to stay below ``bar``, both in ``unit``."""
+    _print({"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": value < bar, **more})
+
+
+def _print(line: dict[str, object]) -> None:
+    print(json.dumps(line, ensure_ascii=False), flush=True)

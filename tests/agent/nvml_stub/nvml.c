@@ -41,6 +41,7 @@ typedef struct {
 static int sessions;
 
 static int entry(const char *call, const unit_t *unit) {
+    control->calls++;
     if (!sessions) return UNINITIALIZED;
     /* Units keep their places, and so handles their meaning. */
     if (control->reload && !script_load()) control->reload = 0;
@@ -57,7 +58,7 @@ static int text(char *out, unsigned size, const char *value) {
 }
 
 static int u32(unsigned *out, const unit_t *unit, const char *name) {
-    const point_t *p = value_now(unit, name, control->now_us);
+    const point_t *p = value_now(unit, name, now_us());
     if (!p) return NOT_SUPPORTED;
     *out = (unsigned)strtoull(p->text, NULL, 10);
     return OK;
@@ -146,7 +147,7 @@ API int nvmlDeviceGetPciInfo_v3(device_t d, pci_t *info) {
 
 API int nvmlDeviceGetMaxClockInfo(device_t d, unsigned type, unsigned *mhz) {
     ENTER(d);
-    return type == 1 ? fixed(mhz, d, "clock_max_mhz") : INVALID_ARGUMENT;
+    return type < 4 ? fixed(mhz, d, "clock_max_mhz") : INVALID_ARGUMENT;
 }
 API int nvmlDeviceGetPowerManagementLimit(device_t d, unsigned *mw) { ENTER(d); return fixed(mw, d, "power_limit_mw"); }
 API int nvmlDeviceGetCudaComputeCapability(device_t d, int *major, int *minor) {
@@ -210,7 +211,7 @@ API int nvmlDeviceGetAttributes_v2(device_t d, attributes_t *out) {
 
 API int nvmlDeviceGetMemoryInfo(device_t d, memory_t *out) {
     ENTER(d);
-    const point_t *used = value_now(d, "memory_mib", control->now_us);
+    const point_t *used = value_now(d, "memory_mib", now_us());
     if (!used && !property(d, "memory_mib_total")) return NOT_SUPPORTED;
     out->total = (unsigned long long)number(d, "memory_mib_total", 0) << 20;
     out->used = used ? strtoull(used->text, NULL, 10) << 20 : ~0ULL;
@@ -219,12 +220,12 @@ API int nvmlDeviceGetMemoryInfo(device_t d, memory_t *out) {
 }
 API int nvmlDeviceGetClockInfo(device_t d, unsigned type, unsigned *mhz) {
     ENTER(d);
-    return type == 1 ? u32(mhz, d, "clock_mhz") : INVALID_ARGUMENT;
+    return type < 4 ? u32(mhz, d, type == 1 ? "clock_mhz" : "clock_other_mhz") : INVALID_ARGUMENT;
 }
 API int nvmlDeviceGetPowerUsage(device_t d, unsigned *mw) { ENTER(d); return u32(mw, d, "power_mw"); }
 API int nvmlDeviceGetTotalEnergyConsumption(device_t d, unsigned long long *mj) {
     ENTER(d);
-    const point_t *p = value_now(d, "energy_mj", control->now_us);
+    const point_t *p = value_now(d, "energy_mj", now_us());
     if (!p) return NOT_SUPPORTED;
     *mj = strtoull(p->text, NULL, 10);
     return OK;
@@ -235,7 +236,7 @@ API int nvmlDeviceGetUtilizationRates(device_t d, utilization_t *out) {
     return parent_of(d) ? NOT_SUPPORTED : u32(&out->gpu, d, "busy_percent");
 }
 static int reasons(device_t d, unsigned long long *out) {
-    unsigned value;
+    unsigned value = 0;
     int code = u32(&value, d, "reasons");
     *out = value;
     return code;
@@ -273,8 +274,8 @@ API int nvmlDeviceGetProcessUtilization(device_t d, process_use_t *out, unsigned
     if (parent_of(d)) return NOT_SUPPORTED;
     unsigned found = 0;
     for (int i = 0; i < d->n_processes; i++) {
-        if (d->processes[i].sm < 0 || control->now_us <= since) continue;
-        if (out) out[found] = (process_use_t){d->processes[i].pid, control->now_us, (unsigned)d->processes[i].sm, 0, 0, 0};
+        if (d->processes[i].sm < 0 || now_us() <= since) continue;
+        if (out) out[found] = (process_use_t){d->processes[i].pid, now_us(), (unsigned)d->processes[i].sm, 0, 0, 0};
         found++;
     }
     *count = found;
@@ -306,7 +307,7 @@ API int nvmlGpmSampleFree(sample_t *sample) {
 API int nvmlGpmSampleGet(device_t d, sample_t *sample) {
     ENTER(d);
     if (!number(d, "gpm", 0) || parent_of(d)) return NOT_SUPPORTED;
-    *sample = (sample_t){d, control->now_us};
+    *sample = (sample_t){d, now_us()};
     return OK;
 }
 API int nvmlGpmMigSampleGet(device_t d, unsigned gpu_instance, sample_t *sample) {
@@ -314,7 +315,7 @@ API int nvmlGpmMigSampleGet(device_t d, unsigned gpu_instance, sample_t *sample)
         unit_t *device = child(d, i);
         if (!device || number(device, "gpu_instance", -1) != gpu_instance) continue;
         ENTER(device);
-        *sample = (sample_t){device, control->now_us};
+        *sample = (sample_t){device, now_us()};
         return OK;
     }
     return sessions ? NOT_FOUND : UNINITIALIZED;

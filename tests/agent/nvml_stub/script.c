@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 unit_t units[64];
@@ -31,6 +32,15 @@ static void set(unit_t *unit, const char *key, const char *value) {
     snprintf(p->value, sizeof p->value, "%s", value);
 }
 
+static point_t *add_point(unit_t *unit, const char *name, const char *text) {
+    unit->points = realloc(unit->points, (unit->n_points + 1) * sizeof *unit->points);
+    point_t *p = &unit->points[unit->n_points++];
+    *p = (point_t){.value = strtod(text, NULL)};
+    snprintf(p->name, sizeof p->name, "%s", name);
+    snprintf(p->text, sizeof p->text, "%s", text);
+    return p;
+}
+
 static void read_line(char *line) {
     char a[64], b[64], c[128], text[32];
     unsigned long long from, to, after;
@@ -41,13 +51,9 @@ static void read_line(char *line) {
     } else if (sscanf(line, "unit %63s %63s %127[^\n]", a, b, c) == 3) {
         set(unit_named(a), b, c);
     } else if (sscanf(line, "at %llu %63s %63s %31s", &from, a, b, text) == 4) {
-        unit_t *unit = unit_named(a);
-        unit->points = realloc(unit->points, (unit->n_points + 1) * sizeof *unit->points);
-        point_t *p = &unit->points[unit->n_points++];
-        snprintf(p->name, sizeof p->name, "%s", b);
-        snprintf(p->text, sizeof p->text, "%s", text);
-        p->t_us = from;
-        p->value = strtod(text, NULL);
+        add_point(unit_named(a), b, text)->t_us = from;
+    } else if (sscanf(line, "grow %63s %63s %31s %llu", a, b, text, &to) == 4) {
+        add_point(unit_named(a), b, text)->a_second = (double)to;
     } else if (sscanf(line, "process %63s %llu %63s %31s", a, &from, b, text) == 4) {
         unit_t *unit = unit_named(a);
         process_t *p = &unit->processes[unit->n_processes++];
@@ -76,6 +82,15 @@ static void open_control(void) {
     control = at == MAP_FAILED ? &nobody : at;
 }
 
+static int boottime;
+
+uint64_t now_us(void) {
+    struct timespec at;
+    if (!boottime) return control->now_us;
+    clock_gettime(CLOCK_BOOTTIME, &at);
+    return (uint64_t)at.tv_sec * 1000000 + (uint64_t)at.tv_nsec / 1000;
+}
+
 int script_load(void) {
     char line[512];
     const char *path = getenv("KEYTURN_NVML_STUB");
@@ -87,6 +102,8 @@ int script_load(void) {
     memset(&host, 0, sizeof host);
     while (fgets(line, sizeof line, file)) read_line(line);
     fclose(file);
+    const char *clock = host_property("clock");
+    boottime = clock && !strcmp(clock, "boottime");
     return 0;
 }
 
@@ -103,11 +120,20 @@ long long number(const unit_t *unit, const char *key, long long otherwise) {
     return value ? atoll(value) : otherwise;
 }
 
+/* What a counter shows at this time; good until the next call. */
+static const point_t *grown(const point_t *point, uint64_t t_us) {
+    static _Thread_local point_t now;
+    now = *point;
+    now.value += point->a_second * (double)t_us / 1e6;
+    snprintf(now.text, sizeof now.text, "%.0f", now.value);
+    return &now;
+}
+
 const point_t *value_now(const unit_t *unit, const char *name, uint64_t t_us) {
     const point_t *found = NULL;
     for (int i = 0; i < unit->n_points; i++)
         if (unit->points[i].t_us <= t_us && !strcmp(unit->points[i].name, name)) found = &unit->points[i];
-    return found;
+    return found && found->a_second ? grown(found, t_us) : found;
 }
 
 /* A mean holds for the time since the point before it. */
@@ -135,7 +161,7 @@ int fault(const char *call, const unit_t *unit) {
         fault_t *f = &faults[i];
         if (*f->call != '*' && strcmp(f->call, call)) continue;
         if (*f->unit != '*' && (!unit || strcmp(f->unit, unit->name))) continue;
-        if (control->now_us < f->from_us || control->now_us >= f->to_us) continue;
+        if (now_us() < f->from_us || now_us() >= f->to_us) continue;
         if (f->seen++ < f->after) continue;
         if (f->code >= 0) return f->code;
         control->hanging++;
@@ -157,7 +183,7 @@ unit_t *parent_of(const unit_t *unit) {
 /* "from" and "to" (µs): MIG devices come and go while the library is open. */
 int destroyed(const unit_t *unit) {
     uint64_t from = (uint64_t)number(unit, "from", 0), to = (uint64_t)number(unit, "to", INT64_MAX);
-    return control->now_us < from || control->now_us >= to;
+    return now_us() < from || now_us() >= to;
 }
 
 unit_t *child(const unit_t *parent, int index) {

@@ -8,12 +8,13 @@ typedef struct {
     uint64_t now_us, release;                     /* set by the test */
     uint64_t sessions, buffers, hanging, openings; /* set by the stub */
     uint64_t reload;                              /* set by the test: read the script again, with what is open */
+    uint64_t calls;                               /* set by the stub */
 } control_t;
 
 typedef struct {
     char name[64];
     uint64_t t_us;
-    double value;
+    double value, a_second; /* a counter grows by so much from time 0 on */
     char text[32]; /* as written: a double doesn't hold every uint64 */
 } point_t;
 
@@ -47,6 +48,7 @@ extern unit_t units[64];
 extern int n_units;
 extern volatile control_t *control;
 
+uint64_t now_us(void);                                   /* the test's time, or the host's */
 int script_load(void);                                   /* 0, or -1 where there is none */
 const char *host_property(const char *key);              /* NULL where it isn't set */
 const char *property(const unit_t *unit, const char *key);

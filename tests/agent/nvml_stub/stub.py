@@ -22,7 +22,7 @@ FOREVER: Final = 2**62
 START_US: Final = 10_000_000
 """Where a script's story begins: NVML is opened before, and takes its first GPM samples then."""
 _BASE_KCYCLES: Final = 10**9
-_FIELDS: Final = ("now_us", "release", "sessions", "buffers", "hanging", "openings", "reload")
+_FIELDS: Final = ("now_us", "release", "sessions", "buffers", "hanging", "openings", "reload", "calls")
 
 
 def build(compiler: str, folder: Path, *flags: str) -> Path:
