@@ -17,6 +17,7 @@ from keyturn_protocol.bundle import (
     receipt_path,
 )
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
+from keyturn_protocol.digest import digest
 from keyturn_protocol.entries import (
     Chip,
     Genesis,
@@ -27,14 +28,14 @@ from keyturn_protocol.entries import (
     parse_entry,
 )
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.findings import Finding, FindingCode, finding, in_entries
+from keyturn_protocol.findings import Finding, FindingCode, finding
 from keyturn_protocol.ids import Hash, LogName, parse_origin
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.leaves import LogFrozenBody, NodeCheckpointBody
 from keyturn_protocol.merkle import Frontier
-from keyturn_protocol.segment import ChainState, EntryError, Segment, follow, parse_segment, start_of, verify_head
+from keyturn_protocol.segment import ChainState, EntryError, Segment, parse_segment, start_of, verify_head
 from keyturn_protocol.totals import Listed, Moment, listed_in
-from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, fold, merge
+from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, merge
 
 QUOTES: Final = 1_024
 """Checkpoints of the verifier's log that one log's audit keeps: all of half a day, then evenly thinned."""
@@ -216,29 +217,27 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
                 expected=segment.checkpoint.root.hex(),
                 got=frontier.root().hex(),
             )
-        followed = follow(log.name, key.public_key, log.chain, segment.lines, hashes)
-        folded = fold(log.name.origin, log.fold, followed.entries)
+        found = digest(log.name, key.public_key, log.chain, log.fold, segment.lines, hashes)
     except EntryError as error:
         raise _Stop(Contradiction(path, str(error), error.seq)) from None
     except ProtocolError as error:
         after = _next_link(reader, log.task, path)
         raise _Stop(Contradiction(path, *locate(data, end, log.chain.prev, log.frontier, error, after))) from None
-    digest = sha256(data).hexdigest()
-    if digest != log.task.files[path]:
+    file_sha256 = sha256(data).hexdigest()
+    if file_sha256 != log.task.files[path]:
         log.contradictions.append(Contradiction(path, "file differs from its hash in the manifest"))
     for body in log.task.frozen:
         if start < body.size <= end:
             log.at_frozen[body.size] = log.frontier.extend(hashes[: body.size - start]).root()
-    before = None if log.chain.boot_id is None else (log.chain.boots, log.chain.time_us)
-    log.findings += in_entries(log.name.origin, before, followed.entries)
-    log.frontier, log.chain, log.fold = frontier, followed.state, folded.state
-    log.roots[end] = frontier.root()
+    log.findings += found.findings
+    log.frontier, log.chain, log.fold = frontier, found.chain, found.fold
+    log.roots[end] = segment.checkpoint.root
     if end in log.task.followed_at:
-        log.at_followed[end] = (frontier.root().hex(), followed.state.time_us)
-    merge(log.rows, folded.rows)
-    log.gaps += folded.gaps
-    log.listed = {**listed_in(followed.entries), **log.listed}
-    for entry in followed.entries:
+        log.at_followed[end] = (segment.checkpoint.root.hex(), found.chain.time_us)
+    merge(log.rows, found.rows)
+    log.gaps += found.gaps
+    log.listed = {**listed_in(found.events), **log.listed}
+    for entry in found.events:
         match entry:
             case Inventory():
                 log.chips |= {(log.name.origin, entry.seq, chip.uuid): chip for chip in entry.body.chips}
@@ -250,7 +249,7 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
                 log.quotes.add(Quote(entry.seq, entry.time_us, entry.body.verifier_checkpoint))
             case _:
                 pass
-    _receipt(reader, log, segment, path, digest)
+    _receipt(reader, log, segment, path, file_sha256)
 
 
 def _next_link(reader: BundleReader, task: Task, path: str) -> str | None:
@@ -262,7 +261,7 @@ def _next_link(reader: BundleReader, task: Task, path: str) -> str | None:
         return None
 
 
-def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, digest: str) -> None:
+def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, file_sha256: str) -> None:
     """The receipt beside a segment: by the pinned key, and in the verifier's log."""
     where = receipt_path(path)
     try:
@@ -282,7 +281,7 @@ def _receipt(reader: BundleReader, log: _Log, segment: Segment, path: str, diges
         start=segment.start,
         size=segment.end,
         root=segment.checkpoint.root.hex(),
-        segment_sha256=digest,
+        segment_sha256=file_sha256,
         receipt_s=time_s,
     )
     if log.task.logged is not None and body not in log.task.logged:

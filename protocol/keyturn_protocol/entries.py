@@ -7,7 +7,7 @@
 types ``attestation``, ``permit`` and ``lease`` are reserved and refused until they are specified.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -475,12 +475,17 @@ def _check_usage(body: UsageBody, mono_us: int, like: UsageBody | None) -> None:
                 raise _bad("a chip without samples has no values", got=f"chip {chip}")
     elif like is not None and len(like.samples) == chips and like.workloads == body.workloads:
         return
-    _check_shares(body)
+    check_shares(body.workloads, body.samples)
 
 
-def _check_shares(body: UsageBody) -> None:
+def check_shares(shares: Sequence[Share], samples: Sequence[int]) -> None:
+    """The rules of a usage entry's shares.
+
+    :param samples: of each chip.
+    :raises ProtocolError: ``bad_entry`` or ``bad_identifier``.
+    """
     last, total = (-1, ""), 0
-    for share in body.workloads:
+    for share in shares:
         workload_id(share.id)
         here = (share.chip, share.id)
         if here <= last:
@@ -488,9 +493,9 @@ def _check_shares(body: UsageBody) -> None:
         total = total + share.share_ppm if share.chip == last[0] else share.share_ppm
         if total > 1_000_000:
             raise _bad("shares of one chip exceed the whole", expected="<= 1000000 ppm", got=total)
-        if share.chip >= len(body.samples):
-            raise _bad("share of a chip that isn't there", expected=f"< {len(body.samples)}", got=share.chip)
-        if body.samples[share.chip] == 0:
+        if share.chip >= len(samples):
+            raise _bad("share of a chip that isn't there", expected=f"< {len(samples)}", got=share.chip)
+        if samples[share.chip] == 0:
             raise _bad("share of a chip without samples", got=f"chip {share.chip}")
         last = here
 

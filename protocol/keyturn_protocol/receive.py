@@ -18,14 +18,15 @@ from hashlib import sha256
 from typing import Literal
 
 from keyturn_protocol.api import ProblemCode
-from keyturn_protocol.entries import Entry, Genesis, Inventory, Usage, WorkloadStarted
+from keyturn_protocol.digest import digest
+from keyturn_protocol.entries import Entry, Genesis, Inventory, WorkloadStarted
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.findings import Finding, in_entries
+from keyturn_protocol.findings import Finding
 from keyturn_protocol.ids import Hash, LogName
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.note import Note
-from keyturn_protocol.segment import ChainState, EntryError, Segment, follow, node_key, start_of, verify_head
-from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows, fold
+from keyturn_protocol.segment import ChainState, EntryError, Segment, node_key, start_of, verify_head
+from keyturn_protocol.usage import EMPTY, FoldState, Gap, Rows
 
 FrozenReason = Literal["fork", "invalid_entries"]
 
@@ -171,21 +172,18 @@ def decide(head: Head, segment: Segment, data: bytes, history: History) -> Decis
         )
     if head.chain.closed is not None:
         return Refused(ProblemCode.LOG_CLOSED, f"log has ended: {head.chain.closed}")
-    origin = head.name.origin
     try:
-        followed = follow(head.name, head.public_key, head.chain, segment.lines, hashes)
-        folded = fold(origin, head.fold, followed.entries)
+        found = digest(head.name, head.public_key, head.chain, head.fold, segment.lines, hashes)
     except EntryError as error:
         return Invalid(segment, error.seq, str(error))
-    before = None if head.chain.boot_id is None else (head.chain.boots, head.chain.time_us)
     return Accepted(
         segment=segment,
         sha256=sha256(data).digest(),
-        head=Head(head.name, head.public_key, frontier, followed.state, folded.state, segment.note, None, head.frozen),
-        events=tuple(e for e in followed.entries if not isinstance(e, Usage)),
-        rows=folded.rows,
-        gaps=folded.gaps,
-        findings=tuple(in_entries(origin, before, followed.entries)),
+        head=Head(head.name, head.public_key, frontier, found.chain, found.fold, segment.note, None, head.frozen),
+        events=found.events,
+        rows=found.rows,
+        gaps=found.gaps,
+        findings=found.findings,
     )
 
 

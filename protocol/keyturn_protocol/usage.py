@@ -14,6 +14,7 @@ The fold is exact: any partition of a log into segments and batches gives the sa
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import sub
 from typing import Final, NamedTuple
 
 from keyturn_protocol.canonical import Record, UInt, encode_record
@@ -27,13 +28,12 @@ from keyturn_protocol.entries import (
     Share,
     Shutdown,
     Usage,
-    UsageBody,
-    columns_of,
 )
 from keyturn_protocol.entries import Gap as GapEntry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin, WorkloadId
 from keyturn_protocol.limits import CHIPS_OWED, MAX_INT, USAGE_SPAN_US
+from keyturn_protocol.usage_runs import Column, Run
 from keyturn_protocol.segment import EntryError
 
 HOUR_S: Final = 3600
@@ -190,14 +190,9 @@ def fold(origin: Origin, state: FoldState, entries: Sequence[Entry]) -> Folded:
     :param entries: have passed :func:`keyturn_protocol.segment.follow`, so columns fit the inventory.
     :raises EntryError: an inventory leaves more chips owed than one host may (:data:`CHIPS_OWED`).
     """
-    run = _Fold(origin, state)
-    for is_usage, group in groupby(entries, key=lambda e: isinstance(e, Usage)):
-        if is_usage:
-            run.usage([e for e in group if isinstance(e, Usage)])
-        else:
-            for entry in group:
-                run.other(entry)
-    return run.result()
+    folding = Folding(origin, state)
+    folding.entries(entries)
+    return folding.result()
 
 
 def owed(state: FoldState) -> list[Covered]:
@@ -245,7 +240,23 @@ class _Point:
     cause: str | None = None
 
 
-class _Fold:
+@dataclass(slots=True)
+class _Pending:
+    """Sums that go into the same rows, a list for each run: adding them up at once is faster than row by row."""
+
+    hour_s: int
+    shares: list[Share]
+    chips: list[int]
+    """Those that are in the sums, by their place in the inventory."""
+    nulls: list[int]
+    time_us: int
+    sums: list[Sums]
+    """samples and :data:`~keyturn_protocol.entries.FIELDS`, each for every chip, end to end."""
+
+
+class Folding:
+    """:func:`fold` in parts, in the order of the log."""
+
     def __init__(self, origin: Origin, state: FoldState) -> None:
         self.origin = origin
         self.inventory_seq = state.inventory_seq
@@ -256,8 +267,11 @@ class _Fold:
         self.retired = set(state.retired)
         self.rows: Rows = {}
         self.gaps: list[Gap] = []
+        self._pending: _Pending | None = None
 
     def result(self) -> Folded:
+        """What was folded so far."""
+        self._settle()
         state = FoldState(
             inventory_seq=self.inventory_seq,
             present=_covered(self.present.items()),
@@ -266,7 +280,19 @@ class _Fold:
         )
         return Folded(self.rows, tuple(self.gaps), state)
 
-    def other(self, entry: Entry) -> None:
+    def entries(self, entries: Sequence[Entry]) -> None:
+        """Fold entries that have been followed one by one.
+
+        :raises EntryError: as :func:`fold`.
+        """
+        for boots, group in groupby(entries, key=lambda e: e.boots if isinstance(e, Usage) else None):
+            if boots is not None:
+                self.run(Run.of([e for e in group if isinstance(e, Usage)]))
+                continue
+            for entry in group:
+                self._other(entry)
+
+    def _other(self, entry: Entry) -> None:
         match entry:
             case Inventory():
                 self._inventory(entry)
@@ -290,6 +316,7 @@ class _Fold:
 
     def _inventory(self, entry: Inventory) -> None:
         """A chip that is listed again is owed from where it left off, or from here if it was retired."""
+        self._settle()
         left, self.present = self.present, {}
         for chip in entry.body.chips:
             point = left.pop(chip.uuid, None) or self.absent.pop(chip.uuid, None)
@@ -333,60 +360,87 @@ class _Fold:
                 )
             )
 
-    def usage(self, entries: Sequence[Usage]) -> None:
+    def run(self, run: Run) -> None:
+        """Fold usage entries that fit the inventory."""
         if self.retired:
-            for entry in entries:
-                self._returned(entry)
-                self._cover([entry])
+            for at in range(len(run.from_us)):
+                one = run.part(at, at + 1)
+                self._returned(one.samples)
+                self._cover(one)
         else:
-            self._cover(entries)
-        for (hour_s, _), group in groupby(entries, key=lambda e: (_hour_s(e.body), e.body.workloads)):
-            self._add([e.body for e in group], hour_s)
+            self._cover(run)
+        at = 0
+        for (hour_s, shares), group in groupby(zip(map(_hour_s, run.from_us), run.workloads, strict=True)):
+            count = sum(1 for _ in group)
+            self._add(run if count == len(run.from_us) else run.part(at, at + count), hour_s, shares)
+            at += count
 
-    def _returned(self, entry: Usage) -> None:
+    def _returned(self, samples: Column) -> None:
         """A retired chip that is measured again was never gone: its time since then is owed after all."""
-        for chip, samples in zip(self.present, entry.body.samples, strict=True):
-            if samples:
+        for chip, counts in zip(self.present, samples, strict=True):
+            if any(counts):
                 self.retired.discard(chip)
 
-    def _cover(self, entries: Sequence[Usage]) -> None:
-        """Advance every present chip over ``entries``, noting what lies between them."""
-        boots = mono_us = time_us = -1
-        for entry in entries:
-            body = entry.body
-            if entry.boots != boots or body.mono_from_us != mono_us:
-                if boots >= 0:
-                    self._reach(boots, mono_us, time_us)
+    def _cover(self, run: Run) -> None:
+        """Advance every present chip over the intervals, noting what lies between them."""
+        at: tuple[int, int] | None = None
+        ends = zip(run.mono_to_us, run.to_us, strict=True)
+        for mono_us, time_us, end in zip(run.mono_from_us, run.from_us, ends, strict=True):
+            if at is None or at[0] != mono_us:
+                if at is not None:
+                    self._reach(run.boots, *at)
                 for chip, point in self.present.items():
-                    self._gap(chip, point, entry.boots, body.mono_from_us, body.from_us)
-            boots, mono_us, time_us = entry.boots, body.mono_from_us + body.to_us - body.from_us, body.to_us
-        self._reach(boots, mono_us, time_us)
+                    if (point.boots, point.mono_us) != (run.boots, mono_us):
+                        self._gap(chip, point, run.boots, mono_us, time_us)
+            at = end
+        if at is not None:
+            self._reach(run.boots, *at)
 
     def _reach(self, boots: int, mono_us: int, time_us: int) -> None:
         for point in self.present.values():
             point.boots, point.mono_us, point.time_us = boots, mono_us, time_us
             point.inventory_seq, point.cause = self.inventory_seq, None
 
-    def _add(self, bodies: Sequence[UsageBody], hour_s: int) -> None:
-        """Add entries of one hour with the same shares: a chip at a time, as columns where it can be."""
-        shares: dict[int, list[Share]] = {}
-        for share in bodies[0].workloads:
-            shares.setdefault(share.chip, []).append(share)
-        spans = [b.to_us - b.from_us for b in bodies]
-        samples = list(zip(*(b.samples for b in bodies), strict=True))
-        columns = list(zip(*map(columns_of, bodies), strict=True))
-        totals = [_across(column, sum if i < _SUMS else max) for i, column in enumerate(columns)]
-        time_us = sum(spans)
-        for at, chip in enumerate(self.present):
-            of = shares.get(at, [])
-            values: Sums = [total[at] for total in totals]
-            if 0 in samples[at] or _MIXED in values or not _whole(of):
+    def _add(self, run: Run, hour_s: int, shares: list[Share]) -> None:
+        """Add entries of one hour with the same shares: as sums where a chip is one workload's or nobody's."""
+        sums = [
+            total for i, column in enumerate((_read(run.samples), *run.columns)) for total in _across(column, _HOW[i])
+        ]
+        count = len(self.present)
+        odd = {at % count for at, value in enumerate(sums) if value == _MIXED} if _MIXED in sums else set()
+        of = _by_chip(shares)
+        odd |= {at for at, each in of.items() if not _whole(each)}
+        spans = list(map(sub, run.to_us, run.from_us))
+        for at, chip in enumerate(self.present) if odd else ():
+            if at in odd:
                 for i, span in enumerate(spans):
-                    self._add_one(chip, hour_s, of, [span, samples[at][i], *(column[i][at] for column in columns)])
-                continue
-            workload = WorkloadId(of[0].id) if of else UNATTRIBUTED
-            key = RowKey(self.origin, chip, hour_s, workload, self.inventory_seq, _basis(values) | _flag(of))
-            add_sums(self.rows, key, [time_us, sum(samples[at]), *values])
+                    values = [span, run.samples[at][i], *(column[at][i] for column in run.columns)]
+                    self._add_one(chip, hour_s, of.get(at, []), values)
+        chips = [at for at in range(count) if at not in odd]
+        nulls = [at for at, value in enumerate(sums) if value is None] if None in sums else []
+        last = self._pending
+        if last is None or (last.hour_s, last.chips, last.nulls, last.shares) != (hour_s, chips, nulls, shares):
+            self._settle()
+            self._pending = last = _Pending(hour_s, shares, chips, nulls, 0, [])
+        last.time_us += sum(spans)
+        last.sums.append(sums)
+
+    def _settle(self) -> None:
+        """Add what is pending into the rows."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        uuids, of = list(self.present), _by_chip(pending.shares)
+        parts = enumerate(zip(*pending.sums, strict=True))
+        totals = [None if None in part else _HOW[i // len(uuids)](part) for i, part in parts]
+        for at in pending.chips:
+            samples, *values = totals[at :: len(uuids)]
+            shares = of.get(at, [])
+            workload, basis = (WorkloadId(shares[0].id) if shares else UNATTRIBUTED), _basis(values) | _flag(shares)
+            if samples is None:
+                workload, basis = GAP, ALL_NULL
+            key = RowKey(self.origin, uuids[at], pending.hour_s, workload, self.inventory_seq, basis)
+            add_sums(self.rows, key, [pending.time_us, samples or 0, *values])
 
     def _add_one(self, chip: str, hour_s: int, shares: Sequence[Share], values: Sums) -> None:
         """Add one chip's part of one entry, split by its shares."""
@@ -425,21 +479,38 @@ def split(shares: Sequence[Share], values: Sequence[int | None]) -> Iterable[tup
 _MIXED: Final = -1
 """In place of a total: a column that is null only in some entries. No value is negative."""
 
+_HOW: Final[tuple[Callable[[Iterable[int]], int], ...]] = (sum,) * (1 + _SUMS) + (max,) * (len(FIELDS) - _SUMS)
+"""How samples and each field fold."""
 
-def _across(column: Sequence[list[int | None]], how: Callable[[Sequence[int]], int]) -> Sums:
+
+def _across(column: Column, how: Callable[[Iterable[int]], int]) -> Sums:
     """One field of several entries, folded for each chip."""
     try:
-        return list(map(how, zip(*column, strict=True)))
+        return list(map(how, column))  # type: ignore[arg-type]
     except TypeError:
         # There is a null in it. Alone in its column it may have passed max() as it is, which is right.
-        return [_fold_nulls(values, how) for values in zip(*column, strict=True)]
+        return [_fold_nulls(values, how) for values in column]
 
 
-def _fold_nulls(values: Sequence[int | None], how: Callable[[Sequence[int]], int]) -> int | None:
-    present = [value for value in values if value is not None]
-    if present and len(present) < len(values):
+def _fold_nulls(values: Sequence[int | None], how: Callable[[Iterable[int]], int]) -> int | None:
+    missing = values.count(None)
+    if 0 < missing < len(values):
         return _MIXED
-    return how(present) if present else None
+    return None if missing else how(values)  # type: ignore[arg-type]
+
+
+def _read(samples: Column) -> Column:
+    """The samples, null where a chip wasn't read."""
+    if any(0 in counts for counts in samples):
+        return [tuple(count or None for count in counts) for counts in samples]
+    return samples
+
+
+def _by_chip(shares: Sequence[Share]) -> dict[int, list[Share]]:
+    found: dict[int, list[Share]] = {}
+    for share in shares:
+        found.setdefault(share.chip, []).append(share)
+    return found
 
 
 def _basis(values: Sequence[int | None]) -> int:
@@ -457,8 +528,8 @@ def _flag(shares: Sequence[Share]) -> int:
     return SHARED if len(shares) > 1 or any(s.class_ == "shared" for s in shares) else 0
 
 
-def _hour_s(body: UsageBody) -> int:
-    return body.from_us // USAGE_SPAN_US * HOUR_S
+def _hour_s(from_us: int) -> int:
+    return from_us // USAGE_SPAN_US * HOUR_S
 
 
 def _covered(points: Iterable[tuple[str, _Point]]) -> list[Covered]:

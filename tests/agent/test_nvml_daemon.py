@@ -238,7 +238,7 @@ def test_a_live_run_in_which_a_gpu_falls_off_the_bus_passes_the_audit(
         entries += map(parse_entry, segment.lines)
     kinds = Counter(type(e).__name__ for e in entries)
     assert kinds["Genesis"] == kinds["Inventory"] == kinds["Shutdown"] == 1
-    assert sum(e.body.energy_mj[0] or 0 for e in usages(entries)) > 300_000
+    assert sum(e.body.energy_mj[0] or 0 for e in usages(entries)) >= 300_000
     samples = [e.body.samples for e in usages(entries)]
     assert samples[0][1] > 0
     assert samples[-1][1] == 0, "the lost GPU has no values at the end"
