@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from keyturn_protocol.entries import Entry, Usage
 from keyturn_protocol.findings import Finding, in_entries
 from keyturn_protocol.ids import Hash, LogName
-from keyturn_protocol.usage_runs import RUN, Shares, read_run
 from keyturn_protocol.segment import ChainState, EntryError, follow
 from keyturn_protocol.usage import Folding, FoldState, Gap, Rows
+from keyturn_protocol.usage_runs import RUN, Shares, read_run
 
 
 @dataclass(frozen=True, slots=True)

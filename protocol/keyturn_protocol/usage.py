@@ -33,8 +33,8 @@ from keyturn_protocol.entries import Gap as GapEntry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin, WorkloadId
 from keyturn_protocol.limits import CHIPS_OWED, MAX_INT, USAGE_SPAN_US
-from keyturn_protocol.usage_runs import Column, Run
 from keyturn_protocol.segment import EntryError
+from keyturn_protocol.usage_runs import Column, Run
 
 HOUR_S: Final = 3600
 SHARED: Final = 1 << 30

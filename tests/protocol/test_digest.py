@@ -16,9 +16,9 @@ from keyturn_protocol.findings import in_entries
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.merkle import leaf_hash
-from keyturn_protocol.usage_runs import RUN, read_run
 from keyturn_protocol.segment import ChainState, EntryError, follow, start_of
 from keyturn_protocol.usage import EMPTY, FoldState, fold
+from keyturn_protocol.usage_runs import RUN, read_run
 from tests.support.mutation import mutated
 from tests.support.naive_fold import FIELDS
 from tests.support.streams import ORIGIN, Stream, canonical, chip, leaf, share, stream
