@@ -80,6 +80,7 @@ class Daemon:
         # Nobody waits any more for what was asked of an agent before this one.
         control.take(self._store.folder)
         try:
+            self._set_meanwhile()
             self._list()
             self._look()
             self._watch.started(self._store.log.name.origin)
@@ -95,6 +96,15 @@ class Daemon:
             self._source.stop()
 
     # -- metering
+
+    def _set_meanwhile(self) -> None:
+        """Write down that the wall clock was set while no agent ran, as far as an entry of this boot can tell."""
+        before_us = self._store.anchor_us
+        step_us = 0 if before_us is None else self._meter.anchor_us - before_us
+        if abs(step_us) >= self._config.clock_step_us:
+            logger.warning("the wall clock was moved by %d us while the agent was down", step_us)
+            now_us = self._clock.now().time_us
+            self._write([ClockStepBody(before_us=now_us - step_us, after_us=now_us, step_us=step_us)])
 
     def _list(self) -> None:
         """Write down which chips there are at the start, and that a pause goes on."""

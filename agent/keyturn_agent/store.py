@@ -157,6 +157,8 @@ class Store:
         self._before: tuple[Spool, VerifierKey] | None = None
         self._boots = Boots(v=1, boot_id="00000000-0000-0000-0000-000000000000", boots=0)
         self.log: NodeLog
+        self.anchor_us: int | None = None
+        """UTC minus CLOCK_BOOTTIME as the last entry before this start had it, if that was in this boot."""
 
     @classmethod
     def open(
@@ -305,6 +307,8 @@ class Store:
         clock = make_clock(chain.time_us if chain.size > 1 else 0)
         newest = None if chain.boot_id is None else Boots(v=1, boot_id=chain.boot_id, boots=chain.boots)
         self._boots = self._count_boot(clock.boot_id, newest)
+        if chain.size > 1 and chain.boot_id == clock.boot_id:
+            self.anchor_us = chain.time_us - chain.mono_us
         self.log.settle(self.stamp(clock))
         if self.log.chain.closed == "key_roll":
             # A roll that was cut short.
