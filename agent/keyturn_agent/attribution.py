@@ -1,11 +1,14 @@
 """Whose work it was: shares weighted by time, and workloads that come and go. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
 from keyturn_agent.ports import Declared, Sample
 from keyturn_protocol.entries import Share, ShareClass, WorkloadEndedBody, WorkloadStartedBody
+
+GONE_MEANWHILE: Final = "gone while the agent was down"
 
 
 def parties(shares: Sequence[Share]) -> tuple[tuple[int, str, str], ...]:
@@ -58,6 +61,11 @@ class Workloads:
         self._declared = declared
         self._chips: dict[str, set[int]] = {}
         self._started: dict[str, WorkloadStartedBody] = {}
+        self._before: set[str] = set()
+
+    def expect(self, workloads: Iterable[str]) -> None:
+        """These were there when the agent ran last: what isn't any more has ended."""
+        self._before = set(workloads)
 
     def see(self, sample: Sample) -> list[WorkloadEndedBody | WorkloadStartedBody]:
         """What changed with this sample. A workload on a chip that can't be read hasn't ended by that."""
@@ -65,6 +73,9 @@ class Workloads:
         for share in sample.shares:
             now.setdefault(share.id, []).append(share)
         bodies: list[WorkloadEndedBody | WorkloadStartedBody] = []
+        if self._before and sample.chips and None not in sample.chips:
+            bodies += (_ended(workload, GONE_MEANWHILE) for workload in sorted(self._before - now.keys()))
+            self._before = set()
         for workload in sorted(self._chips.keys() - now.keys()):
             if all(sample.chips[chip] is not None for chip in self._chips[workload]):
                 bodies.append(_ended(workload, "not seen any more"))

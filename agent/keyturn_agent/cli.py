@@ -21,14 +21,16 @@ from keyturn_agent.cli_source import (
     make_source,
     stop_on_signals,
 )
+from keyturn_agent.cli_values import natural
 from keyturn_agent.cli_verbs import add_verbs
 from keyturn_agent.client import HttpVerifier
-from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom
+from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom, sane
 from keyturn_agent.daemon import Daemon
 from keyturn_agent.enroll import enroll
 from keyturn_agent.enrolment import check_url, read_trust
 from keyturn_agent.errors import AgentError, RefusedError, UsageError
 from keyturn_agent.last_words import finish_retirement
+from keyturn_agent.patience import PatientVerifier
 from keyturn_agent.ports import Clock, Verifier
 from keyturn_agent.recording import read_recording
 from keyturn_agent.replace import make_node, node_argument, read_statement
@@ -102,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--statement", type=Path, metavar="FILE", help="an operator's signature under --replaces")
     add_source(join)
     add_config(join)
+    join.add_argument(
+        "--wait", type=natural, default=30, metavar="SECONDS", help="for a verifier that doesn't answer yet; 30"
+    )
     join.add_argument("--json", action="store_true", help="result as JSON")
     join.set_defaults(command=_enroll)
 
@@ -159,8 +164,8 @@ def _enroll(arguments: argparse.Namespace) -> int:
         token,
         pinned,
         arguments.source,
-        verifier=HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file),
-        clock=SystemClock(),
+        verifier=PatientVerifier(HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file), arguments.wait),
+        clock=sane(SystemClock()),
         random=SystemRandom(),
         patience_s=config.timeout_s,
         statement=statement,

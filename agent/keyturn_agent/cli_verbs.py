@@ -195,9 +195,10 @@ def _nvml() -> list[Check]:
     try:
         inventory, trouble = source.inventory(), source.trouble
         unattributed = {} if trouble is not None else source.read(clock.now().mono_us).unattributed
+        accounting = source.accounting()
     finally:
         source.stop()
-    return nvml_checks(inventory, trouble, unattributed, mps_running())
+    return nvml_checks(inventory, trouble, unattributed, mps_running(), accounting)
 
 
 def _top(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,15 @@ import secrets
 import select
 import time
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from keyturn_agent.ports import Moment, Stop
+from keyturn_agent.errors import UsageError
+from keyturn_agent.ports import Clock, Moment, Stop
 
+MADE_US: Final = 1_735_689_600_000_000
+"""2025-01-01: no clock that is right says less."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -51,6 +55,22 @@ class SystemClock:
 
     def wait_until(self, mono_us: int, stop: Stop) -> None:
         stop.wait((mono_us - self.now().mono_us) / 1e6)
+
+
+def sane(clock: Clock) -> Clock:
+    """The clock, if it can be right: a host's first entry is dated with it, and nobody can take that back.
+
+    :raises UsageError: ``bad_clock``: it is before this program was made.
+    """
+    now_us = clock.now().time_us
+    if now_us < MADE_US:
+        shown = datetime.fromtimestamp(now_us // 1_000_000, UTC).isoformat()
+        raise UsageError(
+            "bad_clock",
+            f"this host's clock says {shown}, which is before this program was made",
+            hint="set it first: is NTP or PTP running?",
+        )
+    return clock
 
 
 class SimulatedClock:

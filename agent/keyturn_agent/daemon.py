@@ -14,12 +14,12 @@ from keyturn_agent.metrics_out import Outlet
 from keyturn_agent.operator import Hands, Operator
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
 from keyturn_agent.pressure import Level
-from keyturn_agent.status import Live, read_listed, write_listed, write_live
+from keyturn_agent.status import Live, read_listed, read_live, write_listed, write_live
 from keyturn_agent.store import Store
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
 from keyturn_agent.writer import Writer
-from keyturn_protocol.entries import Body, ClockStepBody, HeartbeatBody, RetiredBody, ShutdownBody
+from keyturn_protocol.entries import Body, ClockStepBody, DegradedBody, HeartbeatBody, RetiredBody, ShutdownBody
 from keyturn_protocol.limits import MAX_INT
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,18 @@ class Daemon:
         gone = gone_meanwhile(read_listed(self._store.folder), chips)
         if gone:
             self._write([RetiredBody(chips=gone, reason=DESTROYED)])
-        self._write([self._meter.inventory, *self._operator.still()])
+        self._write([self._meter.inventory, *self._still()])
         write_listed(self._store.folder, chips, retired=gone)
+        if (before := read_live(self._store.folder)) is not None:
+            self._meter.expect(before.workloads)
+
+    def _still(self) -> list[Body]:
+        """What holds from the start of an agent and of a log on: a pause, and that owners can't be told."""
+        bodies: list[Body] = [*self._operator.still()]
+        if (blind := self._source.blind) is not None:
+            logger.warning("%s", blind[1])
+            bodies.append(DegradedBody(cause=blind[0], interval_us=None, detail=blind[1]))
+        return bodies
 
     def _relist(self, reason: str = DESTROYED) -> None:
         """Write down which chips there are now; the reason is that of those which are gone."""
@@ -237,7 +247,7 @@ class Daemon:
         """Begin on the log that was just opened: what is there, and what is going on."""
         logger.warning("opened %s (%s)", self._store.log.name.origin, reason)
         self._carry(ask=False)
-        self._write([self._meter.inventory, *self._operator.still(), *self._meter.present()])
+        self._write([self._meter.inventory, *self._still(), *self._meter.present()])
         self._checkpoint()
 
     def _hands(self) -> Hands:

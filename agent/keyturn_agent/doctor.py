@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from keyturn_agent.errors import AgentError
 from keyturn_agent.ports import Answer
-from keyturn_agent.procs import PROC, in_host_pids
+from keyturn_agent.procs import PROC, hides_others, in_host_pids
 from keyturn_agent.store import read_enrolment
 from keyturn_protocol.canonical import Record
 
@@ -135,10 +135,8 @@ def _hidepid(proc: Path) -> Check:
     except OSError:
         options = []
     hidden = sorted({o for found in options for o in found if o.startswith("hidepid=") and o not in _OPEN})
-    try:
-        (proc / "1" / "cgroup").read_bytes()
-    except OSError as error:
-        why = f"/proc is mounted with {hidden[0]}" if hidden else f"reading init's groups: {error.strerror}"
+    if hides_others(proc):
+        why = f"/proc is mounted with {hidden[0]}" if hidden else "init's groups can't be read"
         return Check(name="hidepid", state="warn", detail=f"other users' processes are hidden and unattributed: {why}")
     return Check(name="hidepid", state="ok", detail="the groups of other users' processes can be read")
 

@@ -13,11 +13,16 @@ _GPM: Final = "tensor_mcycles"
 
 
 def nvml_checks(
-    inventory: InventoryBody, trouble: str | None, unattributed: Mapping[str, int], mps: bool
+    inventory: InventoryBody,
+    trouble: str | None,
+    unattributed: Mapping[str, int],
+    mps: bool,
+    accounting: tuple[int, int] = (0, 0),
 ) -> list[Check]:
     """The chips, how they are measured, and who is on them.
 
     :param trouble: why NVML can't be read, or None.
+    :param accounting: on how many GPUs NVML keeps records of processes that end, and of how many.
     :param unattributed: why processes that compute now would be nobody's, and how many.
     """
     if trouble is not None or not inventory.chips:
@@ -30,6 +35,7 @@ def nvml_checks(
     checks += _gpm(inventory.chips)
     checks += _not_measured(inventory.chips)
     checks += _pci(inventory)
+    checks.append(_accounting(*accounting))
     if mps:
         detail = "MPS runs: what several clients did on a chip at once is split by time, not by what each did"
         checks.append(Check(name="mps", state="warn", detail=detail))
@@ -37,6 +43,16 @@ def nvml_checks(
         reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(unattributed.items()))
         checks.append(Check(name="workloads", state="warn", detail=f"processes that would be unattributed: {reasons}"))
     return checks
+
+
+def _accounting(on: int, gpus: int) -> Check:
+    """Nothing is wrong where it is off; it is the operator's to know what is seen then."""
+    detail = f"on for {on} of {gpus} GPUs: processes that live shorter than a sample "
+    if on < gpus or not gpus:
+        detail += "show only where the driver tells utilization by process (nvidia-smi -am 1 switches it on)"
+    else:
+        detail += "are seen by the driver's records"
+    return Check(name="accounting", state="ok", detail=detail)
 
 
 def _gpm(chips: Sequence[Chip]) -> list[Check]:

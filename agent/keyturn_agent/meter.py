@@ -4,7 +4,7 @@ Columns of entries are chips of the last inventory: where that changes, what is 
 numbers, and what goes on is renumbered. A chip that stays is measured across the change without a break.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,6 +103,10 @@ class Meter:
     def missing(self, now_us: int) -> list[GapBody]:
         """The losses that go on, up to a moment on CLOCK_BOOTTIME."""
         return self._losses.so_far(now_us + self.anchor_us)
+
+    def expect(self, workloads: Iterable[str]) -> None:
+        """The workloads that were there when the agent ran last."""
+        self._workloads.expect(workloads)
 
     def present(self) -> list[WorkloadStartedBody]:
         """The workloads that are there, as they were announced."""

@@ -1,8 +1,8 @@
 """What the agent measures, for Prometheus: the text format, version 0.0.4. Off unless it is asked for.
 
-GPU names follow the OpenTelemetry semantic conventions for hardware (``hw.gpu.*`` with units in the name), their
-labels dcgm-exporter's, so that dashboards join on what they know. A value that isn't measured has no line; it is
-never zero. What counts as evidence is the signed log, not this.
+GPU names follow the OpenTelemetry semantic conventions for hardware (``hw.*`` and ``hw.gpu.*``, with units in the name
+as their Prometheus form has it), their labels dcgm-exporter's, so that dashboards join on what they know. A value that
+isn't measured has no line; it is never zero. What counts as evidence is the signed log, not this.
 """
 
 from collections.abc import Iterable, Sequence
@@ -87,51 +87,89 @@ def of_agent(health: Health) -> list[Family]:
 def of_chips(chips: Sequence[Chip], readings: Sequence[Reading | None], hostname: str) -> list[Family]:
     """Metrics of every chip at one moment; ``readings`` in the order of ``chips``."""
     found: dict[str, tuple[Literal["gauge", "counter"], str, list[tuple[dict[str, str], int | float]]]] = {}
-    for number, (chip, reading) in enumerate(zip(chips, readings, strict=True)):
-        labels = _labels(number, chip, hostname)
-        rows = [_status(reading), *([] if reading is None else _values(chip, reading))]
-        for name, kind, text, value in rows:
+    numbers = _numbers(chips)
+    for chip, reading in zip(chips, readings, strict=True):
+        labels = _labels(numbers[chip.uuid], chip, hostname)
+        rows = [*_status(reading), *([] if reading is None else _values(chip, reading))]
+        for name, kind, text, value, more in rows:
             if value is not None:
-                found.setdefault(name, (kind, text, []))[2].append((labels, value))
+                found.setdefault(name, (kind, text, []))[2].append((labels | more, value))
     return [Family(name, kind, text, tuple(samples)) for name, (kind, text, samples) in found.items()]
 
 
-_Row = tuple[str, Literal["gauge", "counter"], str, int | float | None]
+def _numbers(chips: Sequence[Chip]) -> dict[str, int]:
+    """The number of each chip's GPU, as the driver counts them."""
+    gpus = {chip.uuid: number for number, chip in enumerate(c for c in chips if c.parent is None)}
+    return {chip.uuid: gpus[chip.parent or chip.uuid] for chip in chips}
 
 
-def _status(reading: Reading | None) -> _Row:
-    return "hw_status", "gauge", "1 if the device can be read, else 0.", int(reading is not None)
+_Row = tuple[str, Literal["gauge", "counter"], str, int | float | None, dict[str, str]]
+
+
+def _status(reading: Reading | None) -> list[_Row]:
+    text = "1 for the state that the device is in: ok, it can be read; failed, it can't."
+    states = {"ok": reading is not None, "failed": reading is None}
+    return [("hw_status", "gauge", text, int(holds), {"hw_state": state}) for state, holds in states.items()]
 
 
 def _values(chip: Chip, reading: Reading) -> list[_Row]:
     limit = None if chip.memory_mib is None else chip.memory_mib * _MIB
     used = None if reading.memory_mib is None else reading.memory_mib * _MIB
-    return [
+    part = None if not limit or used is None else used / limit
+    sent, received = _times(reading.pcie_tx_kib, 1024), _times(reading.pcie_rx_kib, 1024)
+    busy = _ppm(reading.busy_ppm)
+    tx, rx = {"network_io_direction": "transmit"}, {"network_io_direction": "receive"}
+    rows: list[tuple[str, Literal["gauge", "counter"], str, int | float | None]] = [
         ("hw_energy_joules_total", "counter", "Energy, by the device's counter.", _part(reading.energy_mj, 1000)),
         ("hw_power_watts", "gauge", "Power draw.", _part(reading.power_mw, 1000)),
-        ("hw_gpu_utilization_ratio", "gauge", "Part of the time with a kernel resident.", _ppm(reading.busy_ppm)),
         ("hw_gpu_memory_usage_bytes", "gauge", "Memory in use.", used),
         ("hw_gpu_memory_limit_bytes", "gauge", "Memory of the device.", limit),
+        ("hw_gpu_memory_utilization_ratio", "gauge", "Part of the memory in use.", part),
         ("hw_gpu_sm_active_ratio", "gauge", "Cycles with a warp resident, mean per SM.", _ppm(reading.sm_active_ppm)),
         ("hw_gpu_tensor_active_ratio", "gauge", "Cycles with the tensor pipe active.", _ppm(reading.tensor_ppm)),
         ("hw_gpu_dram_active_ratio", "gauge", "Part of the time with memory traffic.", _ppm(reading.dram_ppm)),
         ("hw_gpu_throttled_ratio", "gauge", "Part of the time with clocks held down.", _ppm(reading.throttled_ppm)),
         ("hw_gpu_sm_clock_hertz", "gauge", "SM clock.", _times(reading.sm_clock_mhz, 1_000_000)),
     ]
+    return [
+        (
+            "hw_gpu_utilization_ratio",
+            "gauge",
+            "Part of the time with a kernel resident.",
+            busy,
+            {"hw_gpu_task": "general"},
+        ),
+        ("hw_gpu_io_bytes_total", "counter", "Bytes over PCIe since metering began.", sent, tx),
+        ("hw_gpu_io_bytes_total", "counter", "Bytes over PCIe since metering began.", received, rx),
+        *((*row, {}) for row in rows),
+    ]
 
 
 def _labels(number: int, chip: Chip, hostname: str) -> dict[str, str]:
-    """dcgm-exporter's names; ``hw_id`` and ``hw_type`` are OpenTelemetry's."""
-    return {
+    """dcgm-exporter's names and values; those with ``hw_`` are OpenTelemetry's.
+
+    As there, a MIG instance has its GPU's ``gpu``, ``UUID`` and ``device`` and a profile beside; ``hw_id`` is its own.
+    """
+    labels = {
         "gpu": str(number),
-        "UUID": chip.uuid,
+        "UUID": chip.parent or chip.uuid,
+        "pci_bus_id": _bus_id(chip.pci_bus_id or ""),
         "device": f"nvidia{number}",
-        "modelName": chip.name,
+        "modelName": chip.name.partition(" MIG ")[0],
         "Hostname": hostname,
-        "pci_bus_id": chip.pci_bus_id or "",
         "hw_id": chip.uuid,
         "hw_type": "gpu",
+        "hw_name": f"nvidia{number}",
     }
+    if chip.parent is not None:
+        labels |= {"GPU_I_PROFILE": chip.name.partition(" MIG ")[2], "hw_parent": chip.parent}
+    return labels
+
+
+def _bus_id(address: str) -> str:
+    """``00000000:3B:00.0``, as NVIDIA's tools write what sysfs calls ``0000:3b:00.0``."""
+    domain, colon, rest = address.partition(":")
+    return f"{domain:>08}:{rest}".upper() if colon else address
 
 
 def _ppm(value: int | None) -> float | None:

@@ -88,6 +88,11 @@ class GpuSource(Protocol):
         """The chips, in the order that every sample keeps."""
         ...
 
+    @property
+    def blind(self) -> tuple[Slug, str] | None:
+        """Why whole kinds of processes can't be told by their owners on this host: a cause, and in words."""
+        ...
+
     def declared(self, workload: str) -> Declared | None:
         """What is declared about a workload, if anything."""
         ...

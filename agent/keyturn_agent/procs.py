@@ -30,6 +30,9 @@ HIDDEN: Final[Slug] = "not_permitted"
 NO_OWNER: Final[Slug] = "no_owner"
 """Neither its groups nor its user say whose it is."""
 
+HIDEPID: Final[Slug] = "hidepid"
+"""``/proc`` is mounted so that other users' processes can't be looked at."""
+
 NOT_LISTED: Final[Slug] = "processes_not_listed"
 """The driver doesn't say who is on a chip."""
 
@@ -63,6 +66,17 @@ class Procs:
         self._known: dict[int, _Known] = {}
         self.unattributed: Counter[Slug] = Counter()
         """Why processes of the last :meth:`workloads` belong to nobody, and how many."""
+
+    @property
+    def blind(self) -> tuple[Slug, str] | None:
+        """What keeps all, or all of other users', processes from being told by their owners; and in words."""
+        if self._label is not None:
+            return None
+        if not self._ours:
+            return OTHER_NAMESPACE, "not in the host's pid namespace: whose the processes are can't be looked up"
+        if hides_others(self._root):
+            return HIDEPID, "/proc hides the processes of other users: whose they are can't be looked up"
+        return None
 
     def workloads(self, pids: Iterable[int]) -> dict[int, WorkloadId | None]:
         """The workload of each process that computes now, or None."""
@@ -126,6 +140,11 @@ class Attribution:
     def __init__(self, procs: Procs) -> None:
         self._procs = procs
 
+    @property
+    def blind(self) -> tuple[Slug, str] | None:
+        """See :attr:`Procs.blind`."""
+        return self._procs.blind
+
     def shares(
         self, chips: Sequence[Chip], processes: Sequence[Sequence[OnChip] | None]
     ) -> tuple[tuple[Share, ...], Mapping[Slug, int]]:
@@ -170,6 +189,15 @@ def in_host_pids(root: Path = PROC) -> bool:
         return str((root / "self" / "ns" / "pid").readlink()) == HOST_PIDS
     except OSError:
         return False
+
+
+def hides_others(root: Path = PROC) -> bool:
+    """Whether the processes of others can't be looked at: init's stands for them."""
+    try:
+        (root / "1" / "cgroup").read_bytes()
+    except OSError:
+        return True
+    return False
 
 
 def slurm_cluster(conf: Path = SLURM_CONF) -> str:

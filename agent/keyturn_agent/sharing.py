@@ -20,6 +20,11 @@ class OnChip(Protocol):
         """Its part of the SMs' time since it was asked for last; None where the driver doesn't tell."""
         ...
 
+    @property
+    def present_ppm(self) -> int:
+        """The part of the time since then in which it was there."""
+        ...
+
 
 def shares_of(
     chips: Sequence[Chip],
@@ -41,11 +46,11 @@ def shares_of(
 def _of_chip(
     number: int, chip: Chip, processes: Sequence[OnChip], workloads: Mapping[int, WorkloadId | None]
 ) -> list[Share]:
-    """By the SMs' time of each process where any is known to have had some, else by time: evenly."""
+    """By the SMs' time of each process where any is known to have had some, else by time."""
     measured = sum(process.sm_util_ppm or 0 for process in processes)
     weights: dict[WorkloadId | None, int] = {}
     for process in processes:
-        weight = (process.sm_util_ppm or 0) if measured else 1
+        weight = (process.sm_util_ppm or 0) if measured else max(1, process.present_ppm)
         workload = workloads.get(process.pid)
         weights[workload] = weights.get(workload, 0) + weight
     total = sum(weights.values())

@@ -122,7 +122,7 @@ def read_status(folder: Path) -> Status:
         receipted=spool.receipted,
         spool_segments=segments,
         spool_bytes=size,
-        live=_read_live(folder),
+        live=read_live(folder),
     )
 
 
@@ -150,7 +150,8 @@ def describe(status: Status) -> str:
     return "\n".join(lines)
 
 
-def _read_live(folder: Path) -> Live | None:
+def read_live(folder: Path) -> Live | None:
+    """What the agent last said of itself, if it is there."""
     try:
         live: Live = decode((folder / "status.json").read_bytes(), Live, limit=1024 * 1024)
     except (OSError, ProtocolError):

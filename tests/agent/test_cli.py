@@ -38,8 +38,9 @@ class Site:
         self.recording = folder / "recording.jsonl"
         self.recording.write_bytes(steady_recording(30))
 
-    def enroll(self, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-        return agent("enroll", "--state", self.state, "--verifier", self.url, "--trust", self.trust, token=token)
+    def enroll(self, *more: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+        where = ["--state", self.state, "--verifier", self.url, "--trust", self.trust]
+        return agent("enroll", *where, *more, token=token)
 
     def run(self, *more: object) -> subprocess.CompletedProcess[str]:
         return agent("run", "--state", self.state, "--recording", self.recording, *more)
@@ -107,7 +108,7 @@ def test_wrong_use_exits_with_2_and_says_what_was_expected(
 
 
 def test_a_refused_token_exits_with_1_and_is_not_shown(site: Site) -> None:
-    done = site.enroll("secret-but-wrong")
+    done = site.enroll(token="secret-but-wrong")
     assert done.returncode == 1
     assert done.stderr.startswith("keyturn-agent: error: the verifier refuses to enrol this host")
     assert "secret-but-wrong" not in done.stderr + done.stdout
@@ -116,8 +117,9 @@ def test_a_refused_token_exits_with_1_and_is_not_shown(site: Site) -> None:
 
 def test_no_verifier_exits_with_3(site: Site) -> None:
     site.url = "http://127.0.0.1:9"
-    done = site.enroll()
+    done = site.enroll("--wait", 2)
     assert done.returncode == 3
+    assert "no join yet" in done.stderr
     assert TOKEN not in done.stderr
     assert not site.state.exists()
 

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.errors import UnreachableError, UsageError
+from keyturn_agent.patience import PatientVerifier
+from keyturn_agent.ports import Answer
 from keyturn_agent.route import Proxy, proxy_for
 from tests.agent.fakes import FakeVerifier, over_http
 
@@ -224,3 +226,59 @@ def test_a_verifier_that_says_nothing_is_unreachable() -> None:
 def test_the_direct_way_still_works() -> None:
     with over_http(FakeVerifier()) as url:
         assert HttpVerifier(url, 10).log_checkpoint().status == 200
+
+
+# -- a verifier that isn't up yet
+
+
+class Late:
+    """Fails some times, and takes the join then."""
+
+    def __init__(self, *before: Answer | UnreachableError) -> None:
+        self.before = list(before)
+        self.asked: list[float] = []
+        self.now = 0.0
+
+    def join(self, request: bytes) -> Answer:
+        self.asked.append(self.now)
+        match self.before.pop(0) if self.before else Answer(200, "application/json", None, request):
+            case UnreachableError() as error:
+                raise error
+            case answer:
+                return answer
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def patient(self, patience_s: float) -> PatientVerifier:
+        return PatientVerifier(self, patience_s, self.wait, lambda: self.now)  # type: ignore[arg-type]
+
+
+REFUSED = UnreachableError("unreachable", "connection refused")
+
+
+def busy(status: int, after_s: int | None = None) -> Answer:
+    return Answer(status, "text/plain", after_s, b"")
+
+
+def test_a_join_is_tried_again_until_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    late = Late(*[REFUSED] * 3, busy(503), busy(429, 12))
+    assert late.patient(60).join(b"x").body == b"x"
+    assert late.asked == [0, 1, 3, 7, 15, 30]
+    assert "connection refused; again in 1 s, for up to 60 s" in caplog.text
+
+
+def test_a_join_is_not_tried_for_ever() -> None:
+    late = Late(*[REFUSED] * 99)
+    with pytest.raises(UnreachableError):
+        late.patient(10).join(b"x")
+    assert late.asked == [0, 1, 3, 7]
+    once = Late(busy(503))
+    assert once.patient(0).join(b"x").status == 503
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
+def test_a_refusal_is_not_asked_again(status: int) -> None:
+    late = Late(busy(status))
+    assert late.patient(60).join(b"x").status == status
+    assert late.asked == [0]

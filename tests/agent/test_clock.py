@@ -4,9 +4,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import keyturn_agent
 import keyturn_protocol
-from keyturn_agent.clock import SimulatedClock, StopFlag, SystemClock
+from keyturn_agent.clock import MADE_US, SimulatedClock, StopFlag, SystemClock, sane
+from keyturn_agent.errors import UsageError
 from keyturn_agent.identity import code_sha256
 from keyturn_agent.ports import Moment
 from tests.agent.fakes import NoStop
@@ -56,3 +59,9 @@ def test_the_hash_of_the_code_can_be_made_in_a_shell(tmp_path: Path) -> None:
     )
     # Computed anew: the cached value is that of the moment when this process first asked.
     assert found.stdout.split()[0] == code_sha256.__wrapped__()
+
+
+def test_a_clock_from_before_this_program_is_not_enrolled_with() -> None:
+    assert sane(SimulatedClock(MADE_US, "boot")).now().time_us == MADE_US
+    with pytest.raises(UsageError, match="1970-01-01T00:01:00"):
+        sane(SimulatedClock(60_000_000, "boot"))

@@ -122,7 +122,10 @@ def test_chips_that_are_fine(stub: Stub, make: Sources) -> None:
     # The server's own VGA controller is none of ours.
     body = with_pci(body, on_bus("0000:3B:00.0"), on_bus("0000:3c:00.0"), on_bus("0000:02:00.0", 0x1A03, "ast"))
     checks = nvml_checks(body, trouble, {}, False)
-    assert states(checks) | {"fields": "warn"} == {"nvml": "ok", "gpm": "ok", "pci": "ok", "fields": "warn"}
+    fine = {"nvml": "ok", "gpm": "ok", "pci": "ok", "accounting": "ok", "fields": "warn"}
+    assert states(checks) | {"fields": "warn"} == fine
+    assert "nvidia-smi -am 1" in only(checks, "accounting").detail
+    assert "nvidia-smi" not in only(nvml_checks(body, trouble, {}, False, (2, 2)), "accounting").detail
     assert "2 GPUs, 0 MIG instances, driver 580.126.20, CUDA 13.0" in only(checks, "nvml").detail
 
 

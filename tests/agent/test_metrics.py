@@ -2,6 +2,7 @@
 
 import re
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 import urllib3
+from msgspec.structs import replace
 
 from keyturn_agent.config import Config
 from keyturn_agent.errors import UsageError
 from keyturn_agent.metrics import Family, Health, exposition, of_agent, of_chips
 from keyturn_agent.metrics_out import CONTENT_TYPE, Outlet
 from tests.agent.samples import chip, reading
+from tests.support.optional import require_program
 
 NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\\\|\\"|\\n)*)"')
@@ -100,7 +103,13 @@ def test_of_chips_what_is_not_measured_has_no_line() -> None:
     assert values(samples, "hw_gpu_memory_usage_bytes") == [2 * 1024 * 1024]
     assert values(samples, "hw_gpu_sm_clock_hertz") == [1_755_000_000]
     assert values(samples, "hw_gpu_tensor_active_ratio") == []
-    assert values(samples, "hw_status") == [1, 1, 0]
+    states = {
+        (dict(labels)["hw_id"], dict(labels)["hw_state"]): v for (n, labels), v in samples.items() if n == "hw_status"
+    }
+    assert states == {
+        ("GPU-a", "ok"): 1, ("GPU-a", "failed"): 0, ("GPU-b", "ok"): 1, ("GPU-b", "failed"): 0,
+        ("GPU-c", "ok"): 0, ("GPU-c", "failed"): 1,
+    }  # fmt: skip
     (labels,) = (dict(key[1]) for key in samples if key[0] == "hw_power_watts")
     assert labels == {
         "gpu": "1",
@@ -111,7 +120,78 @@ def test_of_chips_what_is_not_measured_has_no_line() -> None:
         "pci_bus_id": "",
         "hw_id": "GPU-b",
         "hw_type": "gpu",
+        "hw_name": "nvidia1",
     }
+
+
+def test_labels_are_those_that_dcgm_exporter_gives() -> None:
+    """So that series of both join: the bus as NVIDIA writes it, and a MIG instance under its GPU's number."""
+    gpu = replace(chip("GPU-a"), pci_bus_id="0000:3b:00.0", role="mig_parent")
+    instance = replace(
+        chip("MIG-a"),
+        name="NVIDIA H100 PCIe MIG 3g.40gb",
+        role="mig_instance",
+        parent="GPU-a",
+        pci_bus_id="0000:3b:00.0",
+    )
+    other = replace(chip("GPU-b"), pci_bus_id="0001:c1:00.0")
+    every = [gpu, instance, other]
+    samples, _ = parse(exposition(of_chips(every, [reading(memory_mib=1)] * 3, "h")))
+    found = {dict(key[1])["hw_id"]: dict(key[1]) for key in samples if key[0] == "hw_gpu_memory_usage_bytes"}
+    assert (found["GPU-a"]["pci_bus_id"], found["GPU-b"]["pci_bus_id"]) == ("00000000:3B:00.0", "00000001:C1:00.0")
+    assert [found[uuid]["gpu"] for uuid in ("GPU-a", "MIG-a", "GPU-b")] == ["0", "0", "1"]
+    assert found["MIG-a"]["device"] == "nvidia0"
+    assert (found["MIG-a"]["UUID"], found["MIG-a"]["hw_parent"], found["MIG-a"]["GPU_I_PROFILE"]) == (
+        "GPU-a", "GPU-a", "3g.40gb",
+    )  # fmt: skip
+    assert "GPU_I_PROFILE" not in found["GPU-a"]
+
+
+SEMCONV = {
+    # Instrument, unit and kind of the hardware conventions, and what Prometheus makes of them.
+    "hw.energy": ("J", "counter", "hw_energy_joules_total"),
+    "hw.power": ("W", "gauge", "hw_power_watts"),
+    "hw.status": ("1", "updowncounter", "hw_status"),
+    "hw.gpu.io": ("By", "counter", "hw_gpu_io_bytes_total"),
+    "hw.gpu.memory.limit": ("By", "updowncounter", "hw_gpu_memory_limit_bytes"),
+    "hw.gpu.memory.usage": ("By", "updowncounter", "hw_gpu_memory_usage_bytes"),
+    "hw.gpu.memory.utilization": ("1", "gauge", "hw_gpu_memory_utilization_ratio"),
+    "hw.gpu.utilization": ("1", "gauge", "hw_gpu_utilization_ratio"),
+}
+
+
+@pytest.mark.parametrize("instrument", SEMCONV)
+def test_names_are_opentelemetry_s_in_prometheus_form(instrument: str) -> None:
+    """Dots become underscores, a unit becomes a suffix (1 becomes ``ratio`` on a gauge), a counter ends in _total."""
+    unit, kind, name = SEMCONV[instrument]
+    suffix = {"J": "_joules", "W": "_watts", "By": "_bytes", "1": "_ratio" if kind == "gauge" else ""}[unit]
+    assert name == instrument.replace(".", "_") + suffix + ("_total" if kind == "counter" else "")
+    values_of = reading(energy_mj=1, power_mw=1, busy_ppm=1, memory_mib=1, pcie_tx_kib=3, pcie_rx_kib=5)
+    samples, kinds = parse(exposition(of_chips([chip("GPU-a")], [values_of], "h")))
+    assert kinds[name] == ("counter" if kind == "counter" else "gauge")
+    for (found, labels), _ in samples.items():
+        if found == name:
+            assert {"hw_id", "hw_type"} <= dict(labels).keys()
+
+
+def test_traffic_has_its_direction() -> None:
+    samples, _ = parse(exposition(of_chips([chip("GPU-a")], [reading(pcie_tx_kib=3, pcie_rx_kib=5)], "h")))
+    found = {
+        dict(labels)["network_io_direction"]: v for (n, labels), v in samples.items() if n == "hw_gpu_io_bytes_total"
+    }
+    assert found == {"transmit": 3 * 1024, "receive": 5 * 1024}
+
+
+def test_promtool_has_nothing_to_say() -> None:
+    promtool = require_program("promtool")
+    values_of = reading(energy_mj=1, power_mw=1, busy_ppm=1, memory_mib=1, pcie_tx_kib=3, pcie_rx_kib=5, sm_clock_mhz=9)
+    text = exposition([*of_agent(Health(**HEALTH)), *of_chips([chip("GPU-a"), chip("GPU-b")], [values_of, None], "h")])
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
+    )
+    # modelName is dcgm-exporter's.
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "camelCase" not in line]
+    assert said == []
 
 
 def test_labels_and_help_are_escaped() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml import GpuProcess
 from keyturn_protocol.entries import (
     FIELDS,
@@ -230,3 +231,43 @@ def test_a_process_shorter_than_a_sample_had_its_part(stub: Stub, make: Sources)
     assert source.processes() == ((GpuProcess(200, 512, 400_000),),)
     read(stub, source, START_US + SECOND_US)
     assert source.processes() == ((GpuProcess(200, 512, 400_000), GpuProcess(300, None, 100_000)),)
+
+
+def test_a_process_shorter_than_a_sample_has_a_record_where_accounting_is_on(stub: Stub, make: Sources) -> None:
+    """Without utilization by process nothing else tells of it."""
+    script = Script().gpu(0, accounting=1).gpu(1, accounting=0).steady("0").steady("1")
+    for unit in (0, 1):
+        script.add("process", unit, 200, 512, "-")
+        # One from before, one that lived for 300 ms of the second before 12 s.
+        script.add("account", unit, 100, START_US, 5000, 90).add("account", unit, 300, START_US + 1_900_000, 300, 50)
+    source = make(stub, script.fail("nvmlDeviceGetProcessUtilization", 3))
+    to_start(stub, source)
+    seen = []
+    for second in range(4):
+        read(stub, source, START_US + second * SECOND_US)
+        seen.append(source.processes())
+    alone = (GpuProcess(200, 512, None),)
+    assert [found[0] for found in seen] == [alone, alone, (*alone, GpuProcess(300, None, None, 300_000)), alone]
+    assert [found[1] for found in seen] == [alone] * 4
+    assert source.accounting() == (1, 2)
+
+
+def test_a_record_has_its_part_beside_utilization_by_process(stub: Stub, make: Sources) -> None:
+    script = Script().gpu(0, accounting=1).steady("0").add("process", 0, 200, 512, 40)
+    script.add("account", 0, 300, START_US + 1_900_000, 500, 50)
+    source = make(stub, script)
+    to_start(stub, source)
+    for second in range(2):
+        read(stub, source, START_US + second * SECOND_US)
+        source.processes()
+    read(stub, source, START_US + 2 * SECOND_US)
+    assert source.processes() == ((GpuProcess(200, 512, 400_000), GpuProcess(300, None, 250_000, 500_000)),)
+
+
+def test_accounting_is_never_switched(stub: Stub, make: Sources) -> None:
+    source = make(stub, two_gpus())
+    to_start(stub, source)
+    read_seconds(stub, source, 2)
+    assert source.accounting() == (0, 2)
+    package = Path(nvml.__file__).parent.parent
+    assert not [path for path in package.rglob("*.py") if "nvmlDeviceSet" in path.read_text()]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from keyturn_agent.procs import (
     GONE,
+    HIDEPID,
     NO_OWNER,
     NOT_LISTED,
     OTHER_NAMESPACE,
@@ -96,6 +97,20 @@ def test_in_a_pid_namespace_of_its_own_nothing_is_looked_up(tmp_path: Path) -> N
     assert not in_host_pids(tmp_path / "nothing")
 
 
+def test_what_keeps_owners_from_being_told_is_said(proc: Proc, tmp_path: Path) -> None:
+    proc.add(1, "/init.scope")
+    assert Procs(proc.root).blind is None
+    proc.remove(1)
+    found = Procs(proc.root).blind
+    assert found is not None
+    assert found[0] == HIDEPID
+    elsewhere = Proc(tmp_path / "elsewhere", "pid:[4026532999]")
+    found = Attribution(Procs(elsewhere.root)).blind
+    assert found is not None
+    assert found[0] == OTHER_NAMESPACE
+    assert Procs(elsewhere.root, label=A).blind is None, "the operator has said it"
+
+
 def test_a_label_overrides_what_groups_say_and_needs_no_proc(tmp_path: Path) -> None:
     procs = Procs(tmp_path / "none", label=workload_id("run:mine"))
     assert procs.workloads([1, 2]) == {1: "run:mine", 2: "run:mine"}
@@ -137,6 +152,7 @@ def test_the_cluster_s_name(tmp_path: Path) -> None:
 class On:
     pid: int
     sm_util_ppm: int | None = None
+    present_ppm: int = 1_000_000
 
 
 GPU = header(1).chips[0]
@@ -163,6 +179,8 @@ A, B = workload_id("slurm:lab:1"), workload_id("slurm:lab:2")
         ("gpu", [On(1, 600_000), On(2, 200_000)], {1: B, 2: A}, [(A, "shared", 250_000), (B, "shared", 750_000)]),
         ("gpu", [On(1, 600_000), On(2)], {1: A, 2: B}, [(A, "shared", 1_000_000), (B, "shared", 0)]),
         ("gpu", [On(1, 0), On(2, 0)], {1: A, 2: B}, [(A, "shared", 500_000), (B, "shared", 500_000)]),
+        # By time: one was there for a quarter of it.
+        ("gpu", [On(1), On(2, None, 250_000)], {1: A, 2: None}, [(A, "shared", 800_000)]),
         ("mig_instance", [On(1)], {1: A}, [(A, "mig", 1_000_000)]),
         ("mig_instance", [On(1), On(2)], {1: A, 2: B}, [(A, "shared", 500_000), (B, "shared", 500_000)]),
         ("mig_parent", [On(1)], {1: A}, []),

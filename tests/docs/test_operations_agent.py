@@ -29,7 +29,7 @@ def test_the_configuration_shown_has_every_key_with_its_default() -> None:
 def test_every_metric_is_named() -> None:
     everything = reading(
         energy_mj=1, power_mw=1, busy_ppm=1, memory_mib=1, sm_active_ppm=1, tensor_ppm=1, dram_ppm=1, throttled_ppm=1,
-        sm_clock_mhz=1,
+        sm_clock_mhz=1, pcie_tx_kib=1, pcie_rx_kib=1,
     )  # fmt: skip
     made = [*of_agent(Health(**HEALTH | {"last_receipt_s": 1})), *of_chips([chip("GPU-0")], [everything], "h")]
     named = PAGE.replace("`…_", "`keyturn_agent_")

@@ -284,6 +284,8 @@ class GpuProcess:
     memory_mib: int | None
     sm_util_ppm: int | None
     """Its part of the SMs' time since the last time it was asked for; None where the driver doesn't tell."""
+    present_ppm: int = 1_000_000
+    """The part of the time since then in which it was there."""
 
 
 def processes(handle: Handle) -> dict[int, int | None]:
@@ -303,3 +305,27 @@ def process_utilization(handle: Handle, since_us: int) -> list[tuple[int, int, i
             return []
         raise
     return [(sample.pid, sample.smUtil, sample.timeStamp) for sample in found]
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingRecord:
+    """What the driver kept about a process. ``busy_percent``: of its life, with a kernel resident."""
+
+    running: bool
+    time_ms: int
+    busy_percent: int
+
+
+def accounting(handle: Handle) -> bool:
+    """Whether the driver keeps records of the processes that end."""
+    return bool(_call("nvmlDeviceGetAccountingMode", handle) == pynvml.NVML_FEATURE_ENABLED)
+
+
+def accounted_pids(handle: Handle) -> list[int]:
+    """The pids that have a record; the oldest are dropped."""
+    return list(_call("nvmlDeviceGetAccountingPids", handle))
+
+
+def accounting_record(handle: Handle, pid: int) -> AccountingRecord:
+    found = _call("nvmlDeviceGetAccountingStats", handle, pid)
+    return AccountingRecord(bool(found.isRunning), int(found.time), int(found.gpuUtilization))

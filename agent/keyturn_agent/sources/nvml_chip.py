@@ -12,6 +12,7 @@ from keyturn_agent.ports import Reading
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import NO_VALUE, NOT_PERMITTED, UNKNOWN, NvmlFailure, Reach
 from keyturn_agent.sources.nvml_gpm import COUNTERS, RATES, RATIOS, Gpm, Now, divisor
+from keyturn_agent.sources.nvml_processes import Processes
 from keyturn_protocol.entries import FIELDS, Chip, Slug
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class ChipReader:
         self._refused: dict[str, Slug] = {}
         self._reasons: dict[str, Slug] = {}
         self._methods: dict[str, Slug] = {}
-        self._asked_us = 0
+        self._processes = Processes(identity.handle, self._ask)
         self._again_us: int | None = None
         self._last_failure = (UNKNOWN, "")
         if identity.is_mig:
@@ -116,24 +117,16 @@ class ChipReader:
         self._learn(reading)
         return reading
 
-    def processes(self) -> tuple[nvml.GpuProcess, ...] | None:
+    def processes(self, now_us: int) -> tuple[nvml.GpuProcess, ...] | None:
         """Who computes on the chip; None where the driver doesn't say."""
-        handle = self.identity.handle
-        found = self._ask("nvmlDeviceGetComputeRunningProcesses", lambda: nvml.processes(handle))
-        if found is None:
-            return None
-        since_us = self._asked_us
-        samples = self._ask("nvmlDeviceGetProcessUtilization", lambda: nvml.process_utilization(handle, since_us))
-        # Drivers also give back samples from before, and parts beyond the whole.
-        recent = [s for s in samples or () if s[2] > since_us and s[1] <= 100]
-        self._asked_us = max([since_us, *(at_us for _, _, at_us in recent)])
-        # Processes that ended meanwhile had their part too. The first answer goes back to before we looked.
-        pids = found.keys() | ({pid for pid, part, _ in recent if part} if since_us else set())
-        periods = len({at_us for _, _, at_us in recent})
-        return tuple(
-            nvml.GpuProcess(pid, found.get(pid), _mean_ppm([part for p, part, _ in recent if p == pid], periods))
-            for pid in sorted(pids)
-        )
+        return self._processes.look(now_us)
+
+    @property
+    def accounting(self) -> bool:
+        """Whether the driver keeps records of processes that end."""
+        return bool(
+            self._ask("nvmlDeviceGetAccountingMode", lambda: nvml.accounting(self.identity.handle))
+        )  # fmt: skip
 
     @property
     def idle(self) -> bool:
@@ -269,8 +262,3 @@ def _methods(reading: Reading) -> dict[str, Slug]:
     if clock:
         found["clock_mhz_max"] = "sm_clock"
     return found
-
-
-def _mean_ppm(percents: list[int], periods: int) -> int | None:
-    """A process without a sample in a period had no part in it."""
-    return sum(percents) * 10_000 // periods if percents else None

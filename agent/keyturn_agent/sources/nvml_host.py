@@ -73,7 +73,10 @@ class NvmlHost:
         return Snapshot(self._opening, session.versions, tuple(session.chips), answers)
 
     def processes(self) -> dict[str, tuple[nvml.GpuProcess, ...] | None]:
-        return {} if self._session is None else self._session.processes()
+        return {} if self._session is None else self._session.processes(self._clock.now().mono_us)
+
+    def accounting(self) -> tuple[int, int]:
+        return (0, 0) if self._session is None else self._session.accounting()
 
     def close(self) -> None:
         """Close the library; the next :meth:`look` opens it at once."""

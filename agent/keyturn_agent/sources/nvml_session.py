@@ -112,13 +112,18 @@ class Session:
             raise next(iter(self._lost.values())).failure
         return answers
 
-    def processes(self) -> dict[str, tuple[nvml.GpuProcess, ...] | None]:
+    def accounting(self) -> tuple[int, int]:
+        """On how many GPUs the driver keeps records of processes that end, and how many GPUs there are."""
+        gpus = [r for uuid, r in self._readers.items() if not r.identity.is_mig and uuid not in self._lost]
+        return sum(_unless_lost(partial(_accounts, reader)) is True for reader in gpus), len(gpus)
+
+    def processes(self, now_us: int) -> dict[str, tuple[nvml.GpuProcess, ...] | None]:
         """Who computes on each chip, by uuid; None where the driver doesn't say.
 
         :raises NvmlFailure: with reach SESSION.
         """
         return {
-            uuid: None if uuid in self._lost else _unless_lost(reader.processes)
+            uuid: None if uuid in self._lost else _unless_lost(partial(reader.processes, now_us))
             for uuid, reader in self._readers.items()
         }
 
@@ -242,3 +247,7 @@ def _unless_lost(ask: Callable[[], T]) -> T | None:
         if failure.cause.reach is Reach.SESSION:
             raise
         return None
+
+
+def _accounts(reader: ChipReader) -> bool:
+    return reader.accounting

@@ -170,6 +170,17 @@ class NvmlSource:
             found = {}
         return tuple(found.get(chip.uuid) for chip in self._listed)
 
+    def accounting(self) -> tuple[int, int]:
+        """On how many GPUs NVML's accounting mode is on, and how many there are."""
+        try:
+            return self.worker.call(self._host.accounting, self._read_deadline_s)
+        except (CallHungError, NvmlFailure):
+            return 0, 0
+
+    @property
+    def blind(self) -> tuple[Slug, str] | None:
+        return None if self._attribution is None else self._attribution.blind
+
     def _attributed(self) -> tuple[tuple[Share, ...], Mapping[Slug, int]]:
         if self._attribution is None:
             return (), {}

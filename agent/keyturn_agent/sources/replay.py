@@ -58,6 +58,10 @@ class ReplaySource:
     def kind(self) -> Source:
         return "replay"
 
+    @property
+    def blind(self) -> None:
+        return None
+
     def inventory(self) -> InventoryBody:
         return self._inventory
 

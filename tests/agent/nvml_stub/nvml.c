@@ -283,6 +283,36 @@ API int nvmlDeviceGetProcessUtilization(device_t d, process_use_t *out, unsigned
     return out ? OK : INSUFFICIENT_SIZE;
 }
 
+typedef struct {
+    unsigned gpu, memory;
+    unsigned long long max_memory, time_ms, start_us;
+    unsigned running, reserved[5];
+} accounting_t;
+
+API int nvmlDeviceGetAccountingMode(device_t d, unsigned *mode) {
+    ENTER(d);
+    return parent_of(d) ? NOT_SUPPORTED : fixed(mode, d, "accounting");
+}
+API int nvmlDeviceGetAccountingBufferSize(device_t d, unsigned *size) { ENTER(d); *size = 16; return OK; }
+API int nvmlDeviceGetAccountingPids(device_t d, unsigned *count, unsigned *pids) {
+    ENTER(d);
+    unsigned found = 0;
+    for (int i = 0; i < d->n_accounts; i++)
+        if (control->now_us >= d->accounts[i].from_us && found < *count) pids[found++] = d->accounts[i].pid;
+    *count = found;
+    return OK;
+}
+API int nvmlDeviceGetAccountingStats(device_t d, unsigned pid, accounting_t *out) {
+    ENTER(d);
+    for (int i = 0; i < d->n_accounts; i++) {
+        const account_t *a = &d->accounts[i];
+        if (a->pid != pid || control->now_us < a->from_us) continue;
+        *out = (accounting_t){.gpu = a->percent, .time_ms = a->time_ms, .start_us = a->from_us - 1000 * a->time_ms};
+        return OK;
+    }
+    return NOT_FOUND;
+}
+
 /* --- GPM ---------------------------------------------------------------------------------------------------- */
 #ifndef OLD_DRIVER
 

@@ -60,6 +60,9 @@ static void read_line(char *line) {
         p->pid = (unsigned)from;
         p->mib = !strcmp(b, "ended") ? -2 : *b == '-' ? -1 : atoll(b);
         p->sm = *text == '-' ? -1 : atoll(text);
+    } else if (sscanf(line, "account %63s %llu %llu %llu %d", a, &after, &from, &to, &code) == 5) {
+        unit_t *unit = unit_named(a);
+        unit->accounts[unit->n_accounts++] = (account_t){(unsigned)after, (unsigned)code, from, to};
     } else if (sscanf(line, "fail %63s %63s %d %llu %llu %llu", a, b, &code, &from, &to, &after) == 6) {
         fault_t *f = &faults[n_faults++];
         *f = (fault_t){.code = code, .from_us = from, .to_us = to, .after = after};

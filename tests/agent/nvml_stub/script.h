@@ -29,6 +29,11 @@ typedef struct {
 } process_t;
 
 typedef struct {
+    unsigned pid, percent;
+    uint64_t from_us, time_ms;
+} account_t; /* a record of a process that ended */
+
+typedef struct {
     char name[64]; /* "0", or "0.1" for a MIG device */
     property_t properties[32];
     int n_properties;
@@ -36,6 +41,8 @@ typedef struct {
     int n_points;
     process_t processes[16];
     int n_processes;
+    account_t accounts[16];
+    int n_accounts;
 } unit_t;
 
 typedef struct {
