@@ -15,9 +15,10 @@ _MOST_S: Final = 15.0
 
 
 class PatientVerifier:
-    """A :class:`~keyturn_agent.ports.Verifier` whose :meth:`join` is tried again after 1, 2, 4, 8, 15, 15 … s.
+    """A :class:`~keyturn_agent.ports.Verifier` that is asked to enrol a host again after 1, 2, 4, 8, 15, 15 … s.
 
-    Announcing one key twice is one announcement. Segments aren't tried again here: the courier does that.
+    Announcing one key twice is one announcement, and so is showing one statement. Segments aren't tried again here:
+    the courier does that.
 
     :param patience_s: no try begins later than this after the first; 0 tries once.
     """
@@ -35,11 +36,17 @@ class PatientVerifier:
         self._now = now
 
     def join(self, request: bytes) -> Answer:
+        return self._patiently(lambda: self._verifier.join(request))
+
+    def state(self, statement: bytes) -> Answer:
+        return self._patiently(lambda: self._verifier.state(statement))
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         deadline, pause_s = self._now() + self._patience_s, _FIRST_S
         while True:
             last = self._now() + pause_s > deadline
             try:
-                answer = self._verifier.join(request)
+                answer = ask()
                 if last or (answer.status < 500 and answer.status not in (408, 429)):
                     return answer
                 why, wait_s = f"HTTP {answer.status}", max(pause_s, min(answer.retry_after_s or 0, _MOST_S))
@@ -48,7 +55,7 @@ class PatientVerifier:
                     raise
                 why, wait_s = str(error), pause_s
             left_s = max(0, deadline - self._now())
-            logger.warning("no join yet: %s; again in %.0f s, for up to %.0f s", why, wait_s, left_s)
+            logger.warning("not enrolled yet: %s; again in %.0f s, for up to %.0f s", why, wait_s, left_s)
             self._wait(wait_s)
             pause_s = min(2 * pause_s, _MOST_S)
 

@@ -119,7 +119,7 @@ def test_no_verifier_exits_with_3(site: Site) -> None:
     site.url = "http://127.0.0.1:9"
     done = site.enroll("--wait", 2)
     assert done.returncode == 3
-    assert "no join yet" in done.stderr
+    assert "not enrolled yet" in done.stderr
     assert TOKEN not in done.stderr
     assert not site.state.exists()
 
