@@ -1,4 +1,7 @@
-"""A bound on memory: how many bytes of uploads may be held at one time, read in part or waiting for an answer."""
+"""A bound on memory: how many bytes of uploads may be held at one time, read in part or waiting for an answer.
+
+A part of it is for small uploads alone, so that one host with big ones can't use it up for all.
+"""
 
 import threading
 
@@ -18,13 +21,13 @@ class Budget:
     def used(self) -> int:
         return self._used
 
-    def take(self, count: int) -> None:
-        """Count bytes in.
+    def take(self, count: int, *, big: bool = False) -> None:
+        """Count bytes in. ``big``: of an upload that has no right to the last quarter.
 
         :raises Refusal: ``overloaded``: they don't fit, and nothing was counted.
         """
         with self._lock:
-            if self._used + count > self._limit:
+            if self._used + count > (self._limit * 3 // 4 if big else self._limit):
                 raise Refusal(ProblemCode.OVERLOADED, "too many uploads are waiting; nothing was stored")
             self._used += count
 

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, assert_never
@@ -31,6 +30,7 @@ from keyturn_verifier.enrolment import Joining
 from keyturn_verifier.errors import OutcomeUnknown, StaleHead
 from keyturn_verifier.heads import Expected, Heads, Known
 from keyturn_verifier.keyfiles import Keys
+from keyturn_verifier.lanes import Answer, Item, Lanes
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.rates import Rates
 from keyturn_verifier.upload import Upload, open_upload
@@ -41,20 +41,6 @@ _AGAIN: Final = 3
 """How often a batch is tried again that the database rolled back."""
 _ROUNDS: Final = 5
 """How often a segment is decided again because another replica moved its log."""
-
-Answer = bytes | BaseException
-"""A receipt, or why there is none."""
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One upload that waits for its answer. ``shown``: the receipt that came with it, unread."""
-
-    body: bytes
-    plain: bool
-    future: "asyncio.Future[bytes]"
-    shown: bytes | None = None
-    answer: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +60,7 @@ class Ingest:
         self._clock = clock
         self._heads = Heads(config.deployment, config.limits.cached_heads)
         self._committer = Committer(engine, keys.receipt, clock)
-        self._queue: deque[Item] = deque()
+        self._queue = Lanes(config.limits.batch_segments, config.limits.batch_bytes)
         self.budget = Budget(config.limits.queue_bytes)
         """Holds what is read and not answered yet."""
         self.batches = 0
@@ -108,7 +94,8 @@ class Ingest:
             if self._stopping:
                 self.budget.give(len(body))
                 raise Refusal(ProblemCode.OVERLOADED, "this server is shutting down; nothing was stored")
-            self._queue.append(Item(body, plain, future, shown))
+            if not self._queue.add(Item(body, plain, shown, [future])):
+                self.budget.give(len(body))
             self._wake.notify()
         return future
 
@@ -132,14 +119,7 @@ class Ingest:
                 wait_s = self._chores.due_s()
                 if not self._wake.wait(timeout=wait_s) and wait_s is not None:
                     return []
-            items = [self._queue.popleft()]
-            size = len(items[0].body)
-            while self._queue and len(items) < self._limits.batch_segments:
-                size += len(self._queue[0].body)
-                if size > self._limits.batch_bytes:
-                    break
-                items.append(self._queue.popleft())
-            return items
+            return self._queue.take()
 
     def _release(self, items: Sequence[Item]) -> None:
         """Hand every answer to the event loop at once."""
@@ -289,12 +269,13 @@ def _receipt(change: Change, known: Known) -> Answer:
 def _deliver(items: Sequence[Item]) -> None:
     """On the event loop: resolve the futures of clients that still wait."""
     for item in items:
-        if item.future.done():
-            continue
-        match item.answer:
-            case bytes():
-                item.future.set_result(item.answer)
-            case None:
-                item.future.set_exception(Refusal(ProblemCode.INTERNAL, "this upload was not answered"))
-            case error:
-                item.future.set_exception(error)
+        for future in item.futures:
+            if future.done():
+                continue
+            match item.answer:
+                case bytes():
+                    future.set_result(item.answer)
+                case None:
+                    future.set_exception(Refusal(ProblemCode.INTERNAL, "this upload was not answered"))
+                case error:
+                    future.set_exception(error)

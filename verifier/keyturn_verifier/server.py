@@ -2,11 +2,14 @@
 
 import asyncio
 import gc
+import logging
+import resource
 import signal
 import socket
 import ssl
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 
 import uvicorn
@@ -19,8 +22,19 @@ from keyturn_verifier.clock import Clock
 from keyturn_verifier.errors import VerifierError
 from keyturn_verifier.problems import Refusal, answer
 
+log = logging.getLogger(__name__)
+
 DRAIN_S = 20
 """How long requests that are under way may take after SIGTERM."""
+_TURNED_AWAY = 256
+"""Connections over the limit that are still answered; beyond them there is only the end of the connection."""
+_TURN_AWAY_S = 2
+"""How long one of these may take to say something: an answer to what wasn't read yet can get lost."""
+_AROUND_BYTES = 512 * 1024
+_AROUND_FACTOR = 8
+"""What a message may have around its content: a chunk of one byte has five bytes around it."""
+_OTHER_FILES = 256
+"""Open files that are no connections: databases, the log, the standard streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,9 @@ def serve(
 
     :raises VerifierError: the state directory is served already, the address is taken, or a certificate is no good.
     """
+    settings = replace(
+        settings, limits=replace(settings.limits, connections=allowed_connections(settings.limits.connections))
+    )
     with state.serving(settings):
         keys = keyfiles.load(settings.state, settings.deployment)
         engine = state.open_database(settings, migrating=True)
@@ -51,6 +68,21 @@ def serve(
                 _Server(configure(built, tls), listener, port_file).run_until_signal()
         finally:
             engine.dispose()
+
+
+def allowed_connections(wanted: int) -> int:
+    """How many connections this process may have; raises its limit of open files as far as it may."""
+    others = _TURNED_AWAY + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + others:
+        soft = wanted + others if hard == resource.RLIM_INFINITY else min(wanted + others, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted + others:
+            allowed = max(soft - others, 64)
+            level = logging.WARNING if allowed < wanted // 2 else logging.INFO
+            log.log(level, "%d open files are allowed: at most %d connections, not %d", soft, allowed, wanted)
+            return allowed
+    return wanted
 
 
 def configure(built: service.Service, tls: Tls | None = None) -> uvicorn.Config:
@@ -140,29 +172,45 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(limits: config.Limits) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol with limits that it lacks: connections, and time and size of a request's head."""
+    """uvicorn's protocol with limits that it lacks: connections, and time and size of a request around its content.
+
+    A route that answers before it has read a body leaves the rest to this: what follows is thrown away, for so long.
+    """
 
     class Protocol(HttpToolsProtocol):
         _in_head = True
+        _in_body = False
         _head_bytes = 0
+        _body_bytes = 0
+        """Content, and what was sent around it: chunk sizes with their extensions, trailers."""
+        _sent_bytes = 0
         _deadline: asyncio.TimerHandle | None = None
+        _over = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > limits.connections:
+            over = len(self.connections) - limits.connections
+            if over > _TURNED_AWAY:
                 transport.abort()
-            else:
-                self._deadline = self.loop.call_later(limits.head_timeout_s, transport.abort)
+                return
+            self._over = over > 0
+            self._by(_TURN_AWAY_S if self._over else limits.head_timeout_s)
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if not self._in_head:
+            if self._over:
+                self._refuse(Refusal(ProblemCode.OVERLOADED, "this server has as many connections as it may have"))
                 return
-            self._head_bytes += len(data)
-            if self._head_bytes > limits.head_bytes:
-                self.transport.abort()
-            elif self._deadline is None:
-                self._deadline = self.loop.call_later(limits.head_timeout_s, self.transport.abort)
+            super().data_received(data)
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > limits.head_bytes:
+                    self.transport.abort()
+                elif self._deadline is None:
+                    self._by(limits.head_timeout_s)
+            elif self._in_body:
+                self._sent_bytes += len(data)
+                if self._sent_bytes > _AROUND_BYTES + _AROUND_FACTOR * self._body_bytes:
+                    self.transport.abort()
 
         def on_message_begin(self) -> None:
             self._in_head, self._head_bytes = True, 0
@@ -170,20 +218,42 @@ def _protocol(limits: config.Limits) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._in_head = False
-            self._on_time()
+            self._in_body, self._body_bytes, self._sent_bytes = True, 0, 0
+            # A route that reads the body gives up first, and says so.
+            self._by(limits.body_timeout_s + _TURN_AWAY_S)
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._body_bytes += len(body)
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._in_body = False
+            self._on_time()
+            super().on_message_complete()
 
         def send_400_response(self, msg: str) -> None:
             # What is no HTTP never reaches the application: the same shape of answer, from here.
-            status, headers, body = answer(Refusal(ProblemCode.BAD_REQUEST, msg))
+            self._refuse(Refusal(ProblemCode.BAD_REQUEST, msg))
+
+        def _refuse(self, refusal: Refusal) -> None:
+            if self.transport.is_closing():
+                return
+            status, headers, body = answer(refusal)
             headers |= {"content-length": str(len(body)), "connection": "close"}
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            self.transport.write(f"HTTP/1.1 {status} Bad Request\r\n{lines}\r\n".encode() + body)
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n"
+            self.transport.write(head.encode() + body)
             self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._on_time()
             super().connection_lost(exc)
+
+        def _by(self, seconds: float) -> None:
+            """From now on this connection has so long to go on."""
+            self._on_time()
+            self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
         def _on_time(self) -> None:
             if self._deadline is not None:

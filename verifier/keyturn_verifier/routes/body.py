@@ -8,6 +8,7 @@ from starlette.types import Receive
 
 from keyturn_protocol.api import ProblemCode
 from keyturn_verifier.budget import Budget
+from keyturn_verifier.lanes import BIG_BYTES
 from keyturn_verifier.problems import Refusal
 
 
@@ -27,7 +28,7 @@ async def read_body(receive: Receive, cap: int, timeout_s: float, budget: Budget
 
     def take(count: int) -> None:
         nonlocal taken
-        budget.take(count)
+        budget.take(count, big=taken + count > BIG_BYTES)
         taken += count
 
     try:
