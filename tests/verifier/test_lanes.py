@@ -4,39 +4,46 @@ import threading
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
+from keyturn_protocol.limits import SEGMENT_BYTES
 from keyturn_verifier.budget import Budget
 from keyturn_verifier.lanes import BIG_BYTES, Item, Lanes
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.upload import open_upload, segment_size
 from tests.support.node import Reply
 from tests.support.verifier import Verifier
 
-BIG, SMALL = b"b" * (BIG_BYTES + 1), b"s" * 100
+BIG, SMALL = b"b" * 1_000, b"s" * 100
+
+
+def item(body: bytes, *, plain: bool = False, shown: bytes | None = None) -> Item:
+    """As in the field a frame is much smaller than its segment."""
+    return Item(body, plain, BIG_BYTES + 1 if body.startswith(b"b") else 1_000, shown)
 
 
 def filled(lanes: Lanes, *bodies: bytes) -> Lanes:
     for at, body in enumerate(bodies):
-        assert lanes.add(Item(body + b"%d" % at, plain=False))
+        assert lanes.add(item(body + b"%d" % at))
     return lanes
 
 
 def test_small_uploads_pass_big_ones() -> None:
     lanes = filled(Lanes(256, 16 * 2**20), *[BIG] * 100, *[SMALL] * 50)
     batch = lanes.take()
-    sizes = [len(item.body) for item in batch]
-    assert sum(size < BIG_BYTES for size in sizes) == 50
-    assert 1 <= sum(size > BIG_BYTES for size in sizes) <= 16
+    assert sum(one.size < BIG_BYTES for one in batch) == 50
+    assert 1 <= sum(one.size > BIG_BYTES for one in batch) <= 16
 
 
 def test_big_uploads_are_not_held_up_for_ever() -> None:
     lanes = Lanes(4, 16 * 2**20)
-    lanes.add(Item(BIG, plain=False))
+    lanes.add(item(BIG))
     filled(lanes, *[SMALL] * 100)
-    assert [len(item.body) > BIG_BYTES for item in lanes.take()] == [True, False, False, False]
+    assert [one.size > BIG_BYTES for one in lanes.take()] == [True, False, False, False]
 
 
 def test_big_uploads_alone_fill_a_batch() -> None:
-    lanes = filled(Lanes(256, 4 * 2**20), *[BIG] * 100)
+    lanes = filled(Lanes(256, 64_000), *[BIG] * 100)
     assert 60 <= len(lanes.take()) <= 64
 
 
@@ -45,17 +52,31 @@ def test_an_upload_over_the_size_of_a_batch_still_goes() -> None:
     assert [len(lanes.take()), len(lanes.take()), len(lanes.take())] == [1, 1, 0]
 
 
+def test_what_a_frame_says_of_its_segment() -> None:
+    whole = b"x" * 3_000_000
+    assert segment_size(zstd.compress(whole), plain=False) == len(whole)
+    compressor = zstd.ZstdCompressor()
+    streamed = compressor.compress(whole[:10]) + compressor.flush()
+    assert segment_size(streamed, plain=False) == SEGMENT_BYTES
+    assert segment_size(whole, plain=True) == len(whole)
+    assert segment_size(b"no frame", plain=False) == 8
+    lying = zstd.compress(whole).replace((3_000_000).to_bytes(4, "little"), (3_000).to_bytes(4, "little"), 1)
+    assert segment_size(lying, plain=False) == 3_000
+    with pytest.raises(Refusal):
+        open_upload(lying, plain=False)
+
+
 def test_the_same_upload_waits_once() -> None:
     lanes = Lanes(256, 2**20)
-    first = Item(SMALL, plain=False)
+    first = item(SMALL)
     assert lanes.add(first)
-    assert not lanes.add(Item(SMALL, plain=False))
-    assert lanes.add(Item(SMALL, plain=True))
-    assert lanes.add(Item(SMALL, plain=False, shown=b"receipt"))
+    assert not lanes.add(item(SMALL))
+    assert lanes.add(item(SMALL, plain=True))
+    assert lanes.add(item(SMALL, shown=b"receipt"))
     assert len(lanes) == 3
     assert lanes.take()[0] is first
     # Once it is being stored, a copy waits anew.
-    assert lanes.add(Item(SMALL, plain=False))
+    assert lanes.add(item(SMALL))
 
 
 def test_big_uploads_leave_room_for_small_ones() -> None:

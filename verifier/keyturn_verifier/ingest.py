@@ -33,7 +33,7 @@ from keyturn_verifier.keyfiles import Keys
 from keyturn_verifier.lanes import Answer, Item, Lanes
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.rates import Rates
-from keyturn_verifier.upload import Upload, open_upload
+from keyturn_verifier.upload import Upload, open_upload, segment_size
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +90,12 @@ class Ingest:
         :raises Refusal: ``overloaded``: the server is shutting down.
         """
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        item = Item(body, plain, segment_size(body, plain=plain), shown, [future])
         with self._wake:
             if self._stopping:
                 self.budget.give(len(body))
                 raise Refusal(ProblemCode.OVERLOADED, "this server is shutting down; nothing was stored")
-            if not self._queue.add(Item(body, plain, shown, [future])):
+            if not self._queue.add(item):
                 self.budget.give(len(body))
             self._wake.notify()
         return future

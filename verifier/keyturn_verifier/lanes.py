@@ -13,10 +13,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-BIG_BYTES: Final = 64 * 1024
-"""An upload over this is big: an hour of an 8-GPU host has about as much, a minute a fiftieth of it."""
-_BESIDE_BYTES: Final = 1024 * 1024
-"""Big uploads in a batch with small ones."""
+BIG_BYTES: Final = 256 * 1024
+"""An upload whose segment is over this is big: 20 minutes of an 8-GPU host are as much, 5 minutes a quarter of it."""
+_BESIDE_BYTES: Final = 4 * 1024 * 1024
+"""Segments of big uploads in a batch with small ones."""
 
 Answer = bytes | BaseException
 """A receipt, or why there is none."""
@@ -24,10 +24,15 @@ Answer = bytes | BaseException
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One upload, and all who wait for its answer. ``shown``: the receipt that came with it, unread."""
+    """One upload, and all who wait for its answer.
+
+    :param size: bytes of the segment, as the frame says: what storing it will cost.
+    :param shown: the receipt that came with it, unread.
+    """
 
     body: bytes
     plain: bool
+    size: int
     shown: bytes | None = None
     futures: "list[asyncio.Future[bytes]]" = field(default_factory=list)
     answer: Answer | None = None
@@ -41,7 +46,7 @@ class Lanes:
     """The queue. Its user holds a lock around every call.
 
     :param segments: most uploads of a batch.
-    :param size: most bytes of a batch; one upload may be over it.
+    :param size: most bytes of a batch, as they were sent; one upload may be over it.
     """
 
     def __init__(self, segments: int, size: int) -> None:
@@ -60,25 +65,25 @@ class Lanes:
         if first is not item:
             first.futures += item.futures
             return False
-        (self._big if len(item.body) > BIG_BYTES else self._small).append(item)
+        (self._big if item.size > BIG_BYTES else self._small).append(item)
         return True
 
     def take(self) -> list[Item]:
         """The next batch, oldest first in each lane; empty if nothing waits."""
         items: list[Item] = []
-        if self._big:
+        sent = size = 0
+
+        def fits(item: Item) -> bool:
+            return not items or (len(items) < self._segments and sent + len(item.body) <= self._size)
+
+        while self._big and fits(self._big[0]):
+            if items and self._small and size + self._big[0].size > _BESIDE_BYTES:
+                break
             items.append(self._big.popleft())
-        limit = min(self._size, _BESIDE_BYTES) if self._small else self._size
-        self._fill(items, self._big, limit)
-        self._fill(items, self._small, self._size)
+            sent, size = sent + len(items[-1].body), size + items[-1].size
+        while self._small and fits(self._small[0]):
+            items.append(self._small.popleft())
+            sent += len(items[-1].body)
         for item in items:
             del self._waiting[item._same]
         return items
-
-    def _fill(self, items: list[Item], lane: deque[Item], limit: int) -> None:
-        size = sum(len(item.body) for item in items)
-        while lane and len(items) < self._segments:
-            size += len(lane[0].body)
-            if size > limit and items:
-                return
-            items.append(lane.popleft())

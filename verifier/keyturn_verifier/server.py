@@ -79,8 +79,8 @@ def allowed_connections(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted + others:
             allowed = max(soft - others, 64)
-            level = logging.WARNING if allowed < wanted // 2 else logging.INFO
-            log.log(level, "%d open files are allowed: at most %d connections, not %d", soft, allowed, wanted)
+            if allowed < wanted // 2:
+                log.warning("%d open files are allowed: at most %d connections, not %d", soft, allowed, wanted)
             return allowed
     return wanted
 

@@ -47,6 +47,20 @@ def open_upload(body: bytes, *, plain: bool) -> Upload:
     return Upload(segment, data, compress(data) if plain else body)
 
 
+def segment_size(body: bytes, *, plain: bool) -> int:
+    """How many bytes the segment has, by what a frame's header says; as many as one may have where it doesn't say.
+
+    Nothing is decompressed. A header that lies makes a frame that can't be decompressed.
+    """
+    if plain:
+        return len(body)
+    try:
+        said: int | None = zstd.get_frame_info(body).decompressed_size
+    except zstd.ZstdError:
+        return len(body)
+    return SEGMENT_BYTES if said is None else min(said, SEGMENT_BYTES)
+
+
 def compress(data: bytes) -> bytes:
     """One zstd frame."""
     return zstd.compress(data, _LEVEL)

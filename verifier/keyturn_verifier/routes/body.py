@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from keyturn_protocol.api import ProblemCode
 from keyturn_verifier.budget import Budget
-from keyturn_verifier.lanes import BIG_BYTES
 from keyturn_verifier.problems import Refusal
+
+_SMALL_BYTES: Final = 64 * 1024
+"""Compressed: a quarter of an hour of an 8-GPU host or more."""
 
 
 def content_length(headers: Mapping[bytes, bytes], cap: int) -> None:
@@ -28,7 +31,7 @@ async def read_body(receive: Receive, cap: int, timeout_s: float, budget: Budget
 
     def take(count: int) -> None:
         nonlocal taken
-        budget.take(count, big=taken + count > BIG_BYTES)
+        budget.take(count, big=taken + count > _SMALL_BYTES)
         taken += count
 
     try:
