@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from keyturn_agent.doctor import Check, Host, clock_state, host_checks, mps_running, report
+from keyturn_agent.doctor_assurance import assurance
 from keyturn_agent.doctor_nvml import nvml_checks
 from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
@@ -53,7 +54,34 @@ def test_a_host_that_is_fine(folder: Path, proc: Proc) -> None:
     checks = host_checks(folder, Host(proc.root, lambda: 0, answers))
     assert set(states(checks).values()) == {"ok"}
     assert report(checks).ok
-    assert "level 0" in only(checks, "assurance").detail
+
+
+def test_which_level_a_host_has_and_what_is_missing_for_more(folder: Path, tmp_path: Path) -> None:
+    sysfs, dev = tmp_path / "sys", tmp_path / "dev"
+    bare = assurance(folder, sysfs, dev)
+    assert bare.detail.startswith("level 0, self-reported")
+    assert "here: nothing that could be attested" in bare.detail
+    assert "missing for more: a TPM 2.0, a measured boot log, Secure Boot, a sealed log key" in bare.detail
+    for path, text in (
+        ("class/tpm/tpm0/tpm_version_major", "2\n"),
+        ("kernel/security/tpm0/binary_bios_measurements", "x"),
+        ("firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", "\x06\0\0\0\x01"),
+        ("class/dmi/id/sys_vendor", "Supermicro\n"),
+    ):
+        (sysfs / path).parent.mkdir(parents=True, exist_ok=True)
+        (sysfs / path).write_text(text)
+    dev.mkdir()
+    (dev / "sev-guest").touch()
+    (folder / "key").rename(tmp_path / "credential")
+    full = assurance(folder, sysfs, dev)
+    assert full.detail.startswith("level 0"), "what could be attested isn't"
+    assert full.detail.endswith(
+        "here: a TPM 2.0, a measured boot log, Secure Boot, a sealed log key, a SEV-SNP guest"
+    )  # fmt: skip
+    (sysfs / "class/dmi/id/sys_vendor").write_text("QEMU\n")
+    assert "a virtual TPM 2.0 (level 1 at most)" in assurance(folder, sysfs, dev).detail
+    (sysfs / "class/tpm/tpm0/tpm_version_major").write_text("1\n")
+    assert "missing for more: a virtual TPM 2.0" in assurance(folder, sysfs, dev).detail
 
 
 def test_a_clock_that_is_not_synchronised(folder: Path, proc: Proc) -> None:
