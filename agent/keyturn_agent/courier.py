@@ -238,6 +238,11 @@ class Courier:
                 if progress.position < spool.first:
                     why = f"the verifier has {progress.position} entries; those up to {spool.first} were removed here"
                     self._ask_to_leave(keys, "rejected", f"{why}, long after it had receipted them")
+                elif progress.position < spool.end:
+                    # Heads that we signed end where our segments end: somebody took this one away.
+                    self._ask_to_leave(
+                        keys, "damaged", f"the segment that begins with entry {progress.position} is gone"
+                    )
                 return False
             outcome = self._send(upload, spool, keys)
             outcome = self._keep(outcome, upload, spool)

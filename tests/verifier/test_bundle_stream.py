@@ -52,7 +52,7 @@ def test_damage_is_no_whole_stream(verifier: Verifier, tmp_path: Path) -> None:
     with writing(verifier.engine) as connection:
         connection.execute(update(segment_body).values(body=b"damaged"))
     answer = verifier.client.get("/v1/bundle", verifier.reader_token())
-    assert (answer.status, answer.code) == (500, "internal")
+    assert (answer.status, answer.code) == (503, "overloaded")
 
 
 def test_damage_in_mid_stream_cuts_it_and_is_said_in_a_line(

@@ -14,6 +14,7 @@ from keyturn_protocol.totals import add_up, to_text
 from keyturn_protocol.usage import HOUR_S, Gap
 from keyturn_verifier import queries
 from keyturn_verifier.db.tables import log
+from keyturn_verifier.errors import stored
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.queries import Filter
 
@@ -60,6 +61,7 @@ def span_of(bucket: Bucket, time_s: int) -> tuple[int, int]:
     return start, start + width
 
 
+@stored
 def usage(
     connection: Connection, wanted: Filter, bucket: Bucket, by: By, until_us: int, table: ChipTable
 ) -> list[UsageBucket]:

@@ -7,6 +7,7 @@ evidence rests on it, is in :data:`UNCHECKED`.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, select
@@ -43,6 +44,9 @@ UNCHECKED: Final = {
     "log.opened_us": "when a log was opened is in its enrolment's leaf; nothing reads this column",
     "evidence.received_us": "when a segment that froze a log came is in its leaf; nothing reads this column",
     "tree_checkpoint.time_us": "only says when the next checkpoint is due",
+    "finding.id": "a number of its own, which nothing else names",
+    "usage_gap.id": "a number of its own, which nothing else names",
+    "join_token.id": "a number of its own; an announced node that names another is found",
     "join_token.created_us": "for people who list tokens",
     "join_token.expires_us": "decides who may join from now on, not what was",
     "join_token.revoked_us": "decides who may join from now on, not what was",
@@ -273,6 +277,9 @@ def _frozen(
     except (ProtocolError, Refusal) as error:
         yield Difference(evidence.name, where, f"body: {error}")
         return leaf.reason
+    if sha256(data).hexdigest() != leaf.evidence_sha256:
+        yield Difference(evidence.name, where, "body: not what its hash says")
+        return leaf.reason
     match decide(replayed.head, part, data, history(connection, log_id)):
         case Fork():
             detail = f"the node also signed {part.checkpoint.root.hex()} for size {part.end}"
@@ -323,7 +330,10 @@ def _tokens(connection: Connection, trust: Trust, tree: Tree) -> Iterator[Differ
                 yield differs(join_token, where, name, wanted, getattr(row, name))
     for digest, enrolled in used.items():
         yield Difference(join_token.name, enrolled[0].origin, f"row is missing: enrolled with token {digest.hex()}")
-    for row in connection.execute(select(pending_log.c.origin, pending_log.c.public_key)):
+    tokens = set(connection.execute(select(join_token.c.id)).scalars())
+    for row in connection.execute(select(pending_log.c.origin, pending_log.c.public_key, pending_log.c.token_id)):
+        if row.token_id not in tokens:
+            yield Difference(pending_log.name, row.origin, f"announced with token {row.token_id}, which isn't there")
         try:
             whose = parse_origin(row.origin)
             right = (whose.deployment, whose.node_id) == (trust.deployment, node_id_of(bytes(row.public_key)))

@@ -14,7 +14,7 @@ from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db.engine import is_postgres, reading, writing
 from keyturn_verifier.db.partitions import make_ahead
-from keyturn_verifier.errors import OutcomeUnknown
+from keyturn_verifier.errors import DamagedError, OutcomeUnknown
 from keyturn_verifier.keyfiles import SigningKey
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Chores:
                 with writing(self._engine) as connection:
                     translog.publish(connection, self._key, now_us)
                 due = None
-        except (DBAPIError, OutcomeUnknown) as error:
+        except (DBAPIError, OutcomeUnknown, DamagedError) as error:
             log.error("the verifier's log could not be published: %s", error)
         else:
             self._unpublished = due is not None

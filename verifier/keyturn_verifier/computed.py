@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from keyturn_protocol.api import ProblemCode
-from keyturn_verifier.db.tables import tree_head
+from keyturn_verifier import translog
 from keyturn_verifier.problems import Refusal
 
 LISTS: Final = 8
@@ -56,7 +56,7 @@ class Computed:
         :raises Refusal: ``overloaded``: others are being computed.
         """
         with self._turn():
-            size = connection.execute(select(tree_head.c.size)).scalar_one()
+            size = translog.head(connection).size
             if until_us is None:
                 kept = self._kept.get((what, None))
                 if kept is None or kept.size != size or not 0 <= now_us - kept.until_us < FRESH_US:

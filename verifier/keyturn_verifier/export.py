@@ -43,7 +43,7 @@ from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.statement_tables import statement
 from keyturn_verifier.db.tables import evidence, segment, segment_body
-from keyturn_verifier.errors import UsageError, VerifierError
+from keyturn_verifier.errors import UsageError, VerifierError, stored
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.upload import decompress
 
@@ -90,11 +90,16 @@ def bundle_files(
         for path, data in _parts(snapshot, refs, mark):
             hashes[path] = sha256(data).hexdigest()
             yield path, data
-        names = queries.origins(snapshot)
-        totals = totals_json(queries.usage_rows(snapshot, names), queries.stored_gaps(snapshot, names))
+        totals = _totals(snapshot)
     hashes[TOTALS] = sha256(totals).hexdigest()
     yield TOTALS, totals
     yield MANIFEST, encode_record(_manifest(settings, keys.trust(settings.deployment), mark, refs, hashes))
+
+
+@stored
+def _totals(snapshot: Connection) -> bytes:
+    names = queries.origins(snapshot)
+    return totals_json(queries.usage_rows(snapshot, names), queries.stored_gaps(snapshot, names))
 
 
 @dataclass(frozen=True, slots=True)

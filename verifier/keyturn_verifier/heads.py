@@ -16,6 +16,7 @@ from keyturn_protocol.segment import ChainState
 from keyturn_protocol.usage import FoldState
 from keyturn_verifier.db.tables import log
 from keyturn_verifier.enrolment import Joining, pending
+from keyturn_verifier.errors import stored
 
 HEAD_COLUMNS = (
     log.c.id,
@@ -103,6 +104,7 @@ class Heads:
         self._capacity = capacity
         self._cache: OrderedDict[Origin, Known] = OrderedDict()
 
+    @stored
     def load(
         self, connection: Connection, names: Iterable[LogName], now_us: int, *, stored: bool = False
     ) -> dict[Origin, Known | Expected | None]:

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from keyturn_protocol.api import PROBLEM_TYPE, STATUS, ProblemCode, problem
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_verifier.errors import OutcomeUnknown
+from keyturn_verifier.errors import DamagedError, OutcomeUnknown
 from keyturn_verifier.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ def refusal_of(error: BaseException) -> Refusal:
         case OutcomeUnknown():
             return Refusal(
                 ProblemCode.UNKNOWN_OUTCOME, "the database did not say whether this was stored; send it again"
+            )
+        case DamagedError():
+            log.error("%s", error)
+            return Refusal(
+                ProblemCode.OVERLOADED, "what is stored is damaged, its operator has to look; nothing was stored"
             )
         case DBAPIError() | PoolTimeout():
             log.error("database: %s", error.orig if isinstance(error, DBAPIError) else error)
@@ -118,7 +123,16 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         where = ".".join(str(part) for part in first["loc"])[:200]
         return refused(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
 
-    for kind in (Refusal, ProtocolError, DBAPIError, PoolTimeout, OutcomeUnknown, ClientDisconnect, Exception):
+    for kind in (
+        Refusal,
+        DamagedError,
+        ProtocolError,
+        DBAPIError,
+        PoolTimeout,
+        OutcomeUnknown,
+        ClientDisconnect,
+        Exception,
+    ):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

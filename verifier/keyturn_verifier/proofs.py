@@ -18,10 +18,12 @@ from keyturn_protocol.segment import parse_segment
 from keyturn_protocol.tiles import Tile, decode_hashes, range_hash_from
 from keyturn_verifier import translog
 from keyturn_verifier.db.tables import segment, segment_body
+from keyturn_verifier.errors import stored
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.upload import decompress
 
 
+@stored
 def inclusion(origin: str, index: int, size: int, newest: int, ranges: RangeHash) -> InclusionProof:
     """That entry ``index`` is in the tree of ``size``.
 
@@ -42,6 +44,7 @@ def inclusion(origin: str, index: int, size: int, newest: int, ranges: RangeHash
     )
 
 
+@stored
 def consistency(origin: str, old_size: int, size: int, newest: int, ranges: RangeHash) -> ConsistencyProof:
     """That the tree of ``size`` begins with that of ``old_size``.
 

@@ -32,6 +32,7 @@ from keyturn_verifier.db.tables import (
     usage_hour,
     workload_started,
 )
+from keyturn_verifier.errors import stored
 from keyturn_verifier.heads import state_of
 
 RowCursor = tuple[int, str, int, str, int, int]
@@ -86,6 +87,7 @@ def cut(gap: Gap, from_s: int | None, to_s: int | None) -> Gap | None:
 EVERYTHING = Filter()
 
 
+@stored
 def nodes(connection: Connection, after: NodeCursor | None, limit: int, node_id: str | None = None) -> list[NodeLog]:
     """Logs by node and incarnation; of one node if it is named."""
     query = select(log).order_by(log.c.node_id, log.c.incarnation).limit(limit)
@@ -96,6 +98,7 @@ def nodes(connection: Connection, after: NodeCursor | None, limit: int, node_id:
     return [_node(row) for row in connection.execute(query)]
 
 
+@stored
 def one_log(connection: Connection, node_id: str, incarnation: int) -> tuple[int, NodeLog] | None:
     """A log with its id; None if there is none."""
     query = select(log).where(log.c.node_id == node_id, log.c.incarnation == incarnation)
@@ -103,6 +106,7 @@ def one_log(connection: Connection, node_id: str, incarnation: int) -> tuple[int
     return None if row is None else (row.id, _node(row))
 
 
+@stored
 def segments(connection: Connection, log_id: int, after: int | None, limit: int) -> list[SegmentItem]:
     """A log's segments by their first entries."""
     query = select(segment.c.start, segment.c.end, segment.c.sha256).where(segment.c.log_id == log_id)
@@ -132,11 +136,13 @@ def _node(row: Row[Any]) -> NodeLog:
     )
 
 
+@stored
 def origins(connection: Connection) -> dict[int, Origin]:
     """Every log's origin by its id."""
     return {row.id: Origin(row.origin) for row in connection.execute(select(log.c.id, log.c.origin))}
 
 
+@stored
 def usage_page(
     connection: Connection, wanted: Filter, after: RowCursor | None, limit: int
 ) -> tuple[list[UsageRow], RowCursor | None]:
@@ -165,6 +171,7 @@ def _usage_row(row: Row[Any], origin: Origin) -> UsageRow:
 _ROW_FIELDS = ("chip", "hour_s", "workload", "inventory_seq", "basis", "time_us", "samples", *FIELDS)
 
 
+@stored
 def stored_gaps(connection: Connection, names: dict[int, Origin]) -> list[Gap]:
     """Gaps inside of logs."""
     return [
@@ -224,6 +231,7 @@ def started(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str,
     return found
 
 
+@stored
 def workloads(connection: Connection, wanted: Filter, until_us: int, table: ChipTable) -> list[WorkloadTotal]:
     """Totals by workload. Silence up to ``until_us`` counts as a gap."""
     names = origins(connection)
@@ -248,6 +256,7 @@ def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> li
     return [*stored_gaps(connection, names), *missing(connection, until_us)]
 
 
+@stored
 def findings(connection: Connection, until_us: int, table: ChipTable) -> list[Finding]:
     """All findings, the most severe first."""
     names = origins(connection)

@@ -25,6 +25,7 @@ from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.usage import HOUR_S
 from keyturn_verifier.db.review_tables import finding_closing, maintenance_window
 from keyturn_verifier.db.tables import log
+from keyturn_verifier.errors import stored
 from keyturn_verifier.problems import Refusal
 
 _RANK = {severity: rank for rank, severity in enumerate(reversed(Severity))}
@@ -71,6 +72,7 @@ def began(one: Finding) -> int | None:
     return one.from_us
 
 
+@stored
 def groups(
     found: Iterable[Finding],
     closings: Mapping[tuple[str, str], Covering],
@@ -147,12 +149,14 @@ def _line(group: _Group, **rest: Any) -> FindingGroup:
     )
 
 
+@stored
 def closings(connection: Connection) -> dict[tuple[str, str], Covering]:
     """The newest closing of each (node, code)."""
     rows = connection.execute(select(finding_closing).order_by(finding_closing.c.id))
     return {(row.node_id, row.code): Covering(row.closed_us, row.timeless, row.reason, row.author) for row in rows}
 
 
+@stored
 def sites(connection: Connection) -> dict[str, str]:
     """Every node's site."""
     rows = connection.execute(select(log.c.node_id, log.c.site).order_by(log.c.incarnation))
@@ -188,6 +192,7 @@ def close(connection: Connection, request: CloseRequest, found: Iterable[Finding
     )
 
 
+@stored
 def windows(connection: Connection, after: int = 0, limit: int | None = None) -> list[Maintenance]:
     """Maintenance windows, the oldest first."""
     query = select(maintenance_window).where(maintenance_window.c.id > after).order_by(maintenance_window.c.id)

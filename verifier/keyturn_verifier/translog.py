@@ -11,12 +11,14 @@ from typing import Final
 from sqlalchemy import Connection, Select, func, insert, select, update
 
 from keyturn_protocol.checkpoint import Checkpoint
+from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.leaves import LeafBody, format_leaf
 from keyturn_protocol.merkle import Frontier, leaf_hash, root_of
 from keyturn_protocol.tiles import ENTRIES, MAX_LEVEL, TILE_HEIGHT, TILE_WIDTH, Tile, encode_bundle, encode_hashes
 from keyturn_verifier.db.statements import many_leaves
 from keyturn_verifier.db.tables import tree_checkpoint, tree_head, tree_leaf, tree_node
+from keyturn_verifier.errors import DamagedError
 from keyturn_verifier.keyfiles import SigningKey
 
 _HEAD: Final = 1
@@ -53,13 +55,18 @@ def lock(connection: Connection) -> Head:
 
 
 def _head(connection: Connection, query: Select[tuple[int, bytes, int]]) -> Head:
-    row = connection.execute(query).one()
-    return Head(Frontier.from_bytes(row.size, row.frontier), row.time_us)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise DamagedError("the verifier's log has no head")
+    try:
+        return Head(Frontier.from_bytes(row.size, row.frontier), row.time_us)
+    except ProtocolError as error:
+        raise DamagedError(f"the head of the verifier's log: {error}") from None
 
 
 def newest_us(connection: Connection) -> int:
     """The time of the newest committed leaf, without waiting for anybody."""
-    return int(connection.execute(select(tree_head.c.time_us).where(tree_head.c.id == _HEAD)).scalar_one())
+    return _head(connection, select(*_COLUMNS).where(tree_head.c.id == _HEAD)).time_us
 
 
 def append(connection: Connection, bodies: Sequence[LeafBody], now_us: int) -> Head:
@@ -136,7 +143,7 @@ def publish(connection: Connection, key: SigningKey, now_us: int) -> bytes:
 
 def publish_after(connection: Connection, now_us: int, interval_us: int) -> bool | None:
     """Whether to publish now: None if everything is published, False if any replica did so within the interval."""
-    size = connection.execute(select(tree_head.c.size).where(tree_head.c.id == _HEAD)).scalar_one()
+    size = head(connection).size
     query = select(tree_checkpoint.c.size, tree_checkpoint.c.time_us).order_by(tree_checkpoint.c.size.desc()).limit(1)
     newest = connection.execute(query).one_or_none()
     if newest is None:

@@ -7,12 +7,14 @@ from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.receive import History, StoredSegment
 from keyturn_protocol.segment import parse_segment
 from keyturn_verifier.db.tables import segment, segment_body
+from keyturn_verifier.errors import stored as damage
 from keyturn_verifier.upload import decompress
 
 
 def history(connection: Connection, log_id: int | None) -> History:
     """The history of one log; of a log that is not there yet there is none, and nobody asks."""
 
+    @damage
     def stored(start: int, end: int) -> StoredSegment | None:
         row = connection.execute(
             select(segment.c.sha256, segment.c.receipt).where(
@@ -21,6 +23,7 @@ def history(connection: Connection, log_id: int | None) -> History:
         ).one_or_none()
         return None if row is None else StoredSegment(row.sha256, row.receipt)
 
+    @damage
     def root_at(size: int) -> Hash:
         # The segment that holds entry `size - 1`, and the frontier before it.
         rows = connection.execute(

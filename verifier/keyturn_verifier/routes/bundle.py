@@ -61,7 +61,7 @@ def router(service: Service) -> APIRouter:
             stream.end()
             if isinstance(error, VerifierError):
                 log.error("bundle: %s", error)
-                raise Refusal(ProblemCode.INTERNAL, "what is stored is damaged; see the server's log") from None
+                raise Refusal(ProblemCode.OVERLOADED, "what is stored is damaged; see the server's log") from None
             raise
         stream.headers["content-type"] = TAR_ZSTD_TYPE if format == "tar.zst" else TAR_TYPE
         stream.headers["content-disposition"] = f'attachment; filename="evidence.{format}"'

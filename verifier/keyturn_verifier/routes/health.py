@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -17,6 +17,7 @@ from keyturn_verifier import metrics, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.tables import tree_head
+from keyturn_verifier.errors import DamagedError, stored
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.pages import Authorization, allow
 from keyturn_verifier.service import Service
@@ -75,9 +76,10 @@ def _from_here(request: Request) -> bool:
     return host in ("127.0.0.1", "::1") and not any(name in request.headers for name in _FORWARDED)
 
 
+@stored
 def publish_lag(connection: Connection, now_us: int) -> tuple[int, float]:
     """How many leaves no checkpoint covers, and the age of the oldest of them in seconds."""
-    size = connection.execute(select(tree_head.c.size)).scalar_one()
+    size = translog.head(connection).size
     published = translog.published_size(connection)
     if published >= size:
         return 0, 0.0
@@ -112,6 +114,8 @@ class _Probe:
                 raise _Undo
         except (DBAPIError, PoolTimeout):
             return "the database can't be written"
+        except DamagedError:
+            return "what is stored is damaged"
         if lag_s > service.config.limits.publish_lag_s:
             return f"the verifier's log was not published for {lag_s:.0f} s"
         return None

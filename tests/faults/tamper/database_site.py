@@ -1,0 +1,95 @@
+"""The verifier whose database is tampered with: made once, and copied for each operator."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import insert, make_url
+
+from keyturn_protocol.entries import HeartbeatBody
+from keyturn_protocol.leaves import ExportBody
+from keyturn_verifier import config, translog
+from keyturn_verifier.db.engine import writing
+from keyturn_verifier.db.review_tables import finding_closing, maintenance_window
+from tests.support.node import Node
+from tests.support.postgres import Postgres
+from tests.support.verifier import Verifier
+from tests.verifier.test_export import busy_node
+
+NOW_US = 1_790_003_600_000_000
+
+_SAID = {"reason": "known", "author": "reader-2"}
+_CLOSING = {"code": "gap", "closed_us": NOW_US, "count": 1, "timeless": 0}
+_WINDOW = {"site": None, "from_us": NOW_US, "to_us": NOW_US + 1, "created_us": NOW_US}
+
+
+@dataclass
+class Kept:
+    """A verifier at rest."""
+
+    folder: Path
+    server: Postgres | None
+    busy: Node
+    """Goes on after the tampering."""
+    checkpoint: bytes
+    """That an auditor kept."""
+    auditor: str
+    operator: str
+
+    @contextmanager
+    def copy(self, folder: Path, number: int) -> Iterator[Verifier]:
+        """A copy of it, not serving yet."""
+        shutil.copytree(self.folder, folder / "copy")
+        if self.server is not None:
+            settings = folder / "copy" / "state" / config.FILE
+            base = make_url(config.load(self.folder / "state").db).database
+            name = f"{base}_{number}"
+            self.server._admin(f"CREATE DATABASE {name} TEMPLATE {base}")
+            self.server._made.append(name)
+            settings.write_text(settings.read_text().replace(f"/{base}", f"/{name}"))
+        verifier = Verifier(folder / "copy", clock=lambda: NOW_US)
+        try:
+            yield verifier
+        finally:
+            verifier.engine.dispose()
+            verifier._listener.close()
+            shutil.rmtree(folder / "copy")
+            if self.server is not None:
+                self.server._admin(f"DROP DATABASE IF EXISTS {self.server._made.pop()} WITH (FORCE)")
+
+
+def make(folder: Path, server: Postgres | None) -> Kept:
+    """Something in every table, and in every column that can be anything."""
+    with Verifier(folder, db=(lambda: None) if server is None else server.database, clock=lambda: NOW_US) as verifier:
+        client = verifier.client
+        gone = verifier.enrolled(usage=2, chips=2, seed=11)
+        busy = busy_node(verifier.joined(seed=12))
+        for end in range(20, busy.size, 27):
+            assert client.post(busy.range(busy.sent, end)).status == 200
+            busy.sent = end
+        rolled = verifier.enrolled(usage=2, seed=13)
+        after = rolled.next_incarnation()
+        first = after.segment(after.genesis(previous=rolled.previous()), after.inventory(), after.usage(2))
+        assert client.post(first).status == 200
+        forker = verifier.enrolled(seed=14)
+        twin = forker.copy()
+        assert client.post(forker.segment(forker.usage(1))).status == 200
+        assert client.post(twin.segment(twin.shutdown())).code == "fork"
+        breaker = verifier.enrolled(seed=17)
+        breaker.append_line(b"{}")
+        assert client.post(breaker.segment()).code == "invalid_entries"
+        verifier.joined(seed=15)
+        verifier.joined(seed=16)
+        auditor, operator = verifier.reader_token(), verifier.reader_token("operator")
+        with writing(verifier.engine) as connection:
+            # A full tile: what hash tiles above level 0 are made of.
+            body = ExportBody(until_us=NOW_US, case=None, exporter="x", root_sha256=None, chip_table="x", left_out=[])
+            translog.append(connection, [body] * 256, NOW_US)
+            kept = translog.publish(connection, verifier.keys.log, NOW_US)
+            connection.execute(insert(finding_closing).values(**_SAID, node_id=gone.name.node_id, **_CLOSING))
+            connection.execute(insert(maintenance_window).values(**_SAID, node_id=gone.name.node_id, **_WINDOW))
+        quote = HeartbeatBody(verifier_checkpoint=kept.decode())
+        assert client.post(after.segment(after.append(quote), after.usage(1))).status == 200
+    return Kept(folder, server, busy, kept, auditor, operator)
