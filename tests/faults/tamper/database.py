@@ -16,6 +16,8 @@ from keyturn_verifier.check import UNCHECKED
 from keyturn_verifier.db import review_tables, tables
 from keyturn_verifier.db.engine import is_postgres
 
+NOT_YET = {"statement", "node_replacement"}
+"""Tables that `check` doesn't replay yet: their leaves are held by the verifier's log, their rows by nothing."""
 FAR = 1_000_003
 """Added to a number, it is nobody else's."""
 assert review_tables.finding_closing is not None  # its tables are in the metadata
@@ -34,6 +36,8 @@ def operators() -> list[Edit]:
     """All of them, table by table."""
     made: list[Edit] = []
     for table in SQLModel.metadata.sorted_tables:
+        if table.name in NOT_YET:
+            continue
         for column in table.columns:
             why_not = UNCHECKED.get(table.name) or UNCHECKED.get(f"{table.name}.{column.name}")
             made.append(Edit(table.name, f"{table.name}.{column.name} edited", _edit(table, column), why_not))
