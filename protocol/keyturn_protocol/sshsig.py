@@ -158,7 +158,7 @@ def verify_sshsig(key: PublicKey, signature: bytes, message: bytes) -> None:
             raise ProtocolError(Code.BAD_SIGNATURE, "signature of the wrong length", expected=64, got=len(inner))
         verify_ed25519(key.point, inner, data)
     else:
-        _verify_ecdsa(key, inner, data)
+        verify_ecdsa(key, inner, data)
 
 
 def _check_flags(flags: int) -> None:
@@ -168,13 +168,17 @@ def _check_flags(flags: int) -> None:
         raise ProtocolError(Code.BAD_SSHSIG, "flags that announce data which isn't there", got=f"{flags:#04x}")
 
 
-def _verify_ecdsa(key: PublicKey, inner: bytes, data: bytes) -> None:
-    """``inner`` is two mpints, r and s (RFC 5656 §3.1.2)."""
-    wire = Wire(inner, Code.BAD_SSHSIG, "ECDSA signature")
+def verify_ecdsa(key: PublicKey, pair: bytes, message: bytes) -> None:
+    """Check an ECDSA signature over ``message`` with the hash of its curve; returns nothing or raises.
+
+    :param pair: two mpints, r and s (RFC 5656 §3.1.2).
+    :raises ProtocolError: ``bad_sshsig``, ``bad_signature``.
+    """
+    wire = Wire(pair, Code.BAD_SSHSIG, "ECDSA signature")
     r, s = (_mpint(wire.string(), FIELD_BYTES[key.curve]) for _ in range(2))
     wire.end()
     try:
-        ecdsa_key(key.curve, key.point).verify(encode_dss_signature(r, s), data, ec.ECDSA(_ECDSA[key.curve]))
+        ecdsa_key(key.curve, key.point).verify(encode_dss_signature(r, s), message, ec.ECDSA(_ECDSA[key.curve]))
     except InvalidSignature:
         raise ProtocolError(Code.BAD_SIGNATURE, "ECDSA signature does not verify") from None
 

@@ -1,8 +1,8 @@
-"""Ed25519 edge cases of C2SP/CCTV and Wycheproof.
+"""Edge cases of Ed25519 and ECDSA, of C2SP/CCTV and Wycheproof.
 
 Refused are exactly the keys of low order, the keys that aren't canonically encoded, and the signatures that fail
 the cofactorless check of RFC 8032. What to expect comes from the vectors' flags and from a verifier in plain
-Python, not from the code under test. The ECDSA vectors are for statements by people, which don't exist yet.
+Python, not from the code under test. The integers of an ECDSA signature have the same octets in DER as in SSH.
 """
 
 import json
@@ -13,7 +13,10 @@ import pytest
 
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.keys import SignatureType, VerifierKey, ed25519_public_key, verify_ed25519
+from keyturn_protocol.public_keys import Algorithm, PublicKey
+from keyturn_protocol.sshsig import verify_ecdsa
 from tests.support import ed25519_reference as reference
+from tests.support.ssh_signer import string
 
 
 def outcome(key: bytes, signature: bytes, message: bytes) -> Code | None:
@@ -99,3 +102,53 @@ def test_wycheproof(shared_vectors: Path) -> None:
             assert got in (None, Code.BAD_SIGNATURE)
             count += 1
     assert count == suite["numberOfTests"]
+
+
+def integers(der: bytes) -> list[bytes] | None:
+    """The octets of r and s in a DER signature; None for what isn't two integers in a sequence, in shortest lengths."""
+
+    def take(data: bytes, tag: int) -> tuple[bytes, bytes] | None:
+        if len(data) < 2 or data[0] != tag:
+            return None
+        size, at = data[1], 2
+        if size == 0x81:
+            if len(data) < 3 or data[2] < 0x80:
+                return None
+            size, at = data[2], 3
+        elif size > 0x80:
+            return None
+        return (data[at : at + size], data[at + size :]) if len(data) >= at + size else None
+
+    whole = take(der, 0x30)
+    if whole is None or whole[1]:
+        return None
+    first = take(whole[0], 0x02)
+    second = None if first is None else take(first[1], 0x02)
+    return None if first is None or second is None or second[1] else [first[0], second[0]]
+
+
+@pytest.mark.parametrize(
+    ("file", "algorithm"),
+    [("ecdsa_p256_sha256", "ecdsa-sha2-nistp256"), ("ecdsa_p384_sha384", "ecdsa-sha2-nistp384")],
+)
+def test_wycheproof_ecdsa(shared_vectors: Path, file: str, algorithm: Algorithm) -> None:
+    data = json.loads((shared_vectors / "signatures" / f"wycheproof_{file}.json").read_text())
+    valid = invalid = 0
+    for group in data["testGroups"]:
+        key = PublicKey(algorithm, bytes.fromhex(group["publicKey"]["uncompressed"]))
+        for case in group["tests"]:
+            pair = integers(bytes.fromhex(case["sig"]))
+            if pair is None:
+                assert case["result"] == "invalid", case
+                continue
+            wire = b"".join(map(string, pair))
+            if case["result"] == "valid":
+                verify_ecdsa(key, wire, bytes.fromhex(case["msg"]))
+                valid += 1
+                continue
+            with pytest.raises(ProtocolError) as error:
+                verify_ecdsa(key, wire, bytes.fromhex(case["msg"]))
+            assert error.value.code in (Code.BAD_SSHSIG, Code.BAD_SIGNATURE), case
+            invalid += 1
+    assert valid > 150
+    assert invalid > 100
