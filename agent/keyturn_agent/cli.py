@@ -181,9 +181,9 @@ def _enroll(arguments: argparse.Namespace) -> int:
 def _to_sign(arguments: argparse.Namespace, deployment: str, old: str, new: str) -> int:
     """What an operator has to sign before this host can be enrolled as the one that it was."""
     if arguments.json:
-        print(encode({"deployment": deployment, "enrolled": False, "new": new, "old": old}).decode())
+        print(encode({"deployment": deployment, "new": new, "old": old, "signed": False}).decode())
         return UNDECIDED
-    print(f"node {new} is not enrolled yet: an operator has to sign that it replaces {old}")
+    print(f"an operator has to sign that this node, {new}, replaces {old}:")
     print(f"  keyturn replace {old} {new} --deployment {deployment} --reason TEXT --key FILE --out statement.json")
     print("and then, here, the same command again with --statement statement.json")
     return UNDECIDED

@@ -12,7 +12,7 @@ from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import LogName, NodeId, parse_origin
 from keyturn_protocol.leaves import Enrolment, NodeCheckpoint, Statement
 from keyturn_protocol.links import Link, Links, NodeLogs, Received, named
-from keyturn_protocol.statements import Replacement, check_place, parse_statement
+from keyturn_protocol.statements import Replacement, check_operators, check_place, parse_statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ def said(
             if (envelope.hash.hex(), envelope.kind) != (leaf.body.sha256, leaf.body.kind):
                 raise ProtocolError(Code.BAD_STATEMENT, "not the statement that the verifier's log names")
             check_place(statement, manifest.deployment, None)
+            check_operators(envelope.kind)
             if operators is None:
                 unpinned += 1
                 continue

@@ -43,6 +43,8 @@ class Replacement(Statement, frozen=True, kw_only=True, tag="replacement"):
 
 KINDS: Final[dict[str, type[Statement]]] = {"replacement": Replacement}
 """Every kind that there is, by its ``type``, which its payloadType repeats."""
+BY_OPERATORS: Final = frozenset({"replacement"})
+"""Kinds for which an operator's signature is enough. No other is taken on it, whatever is added above."""
 
 
 def kind_of(statement: Statement) -> str:
@@ -82,6 +84,16 @@ def parse_statement(data: bytes) -> tuple[Envelope, Statement]:
     """
     envelope = parse_envelope(data)
     return envelope, parse_payload(envelope.kind, envelope.payload)
+
+
+def check_operators(kind: str) -> None:
+    """That an operator may say such a thing at all.
+
+    :raises ProtocolError: ``bad_statement``.
+    """
+    if kind not in BY_OPERATORS:
+        expected = " or ".join(sorted(BY_OPERATORS))
+        raise ProtocolError(Code.BAD_STATEMENT, "no operator decides about this", expected=expected, got=kind)
 
 
 def check_place(statement: Statement, deployment: str, root: str | None) -> None:

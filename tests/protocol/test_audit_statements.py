@@ -9,6 +9,7 @@ from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.bundle import statement_path
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.leaves import StatementBody, parse_leaf
+from keyturn_protocol.statements import KINDS, Statement
 from tests.protocol.test_links import World, X
 from tests.support.bundles import Bundle
 from tests.support.people import ANNA, BEN, MALLORY, OPERATORS, operator, replaces
@@ -181,6 +182,17 @@ def test_signatures_may_be_exchanged_for_other_good_ones() -> None:
     bundle = world.site.export()
     report = check(bundle.put(statement_path(digest), replaces(old, new, BEN)).rehashed())
     assert report.outcome == "pass"
+
+
+class Wish(Statement, frozen=True, kw_only=True, tag="wish"):
+    """A kind that somebody added."""
+
+
+def test_what_no_operator_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of statement that is known isn't an operator's for that."""
+    monkeypatch.setitem(KINDS, "wish", Wish)
+    said_ = {"deployment": "kt.example", "root": None, "time_us": 0, "type": "wish", "v": 1}
+    refused(check(said(canonical(signed(canonical(said_), ANNA, kind="wish")))), "no operator decides about this")
 
 
 def test_a_damaged_statement_says_where() -> None:

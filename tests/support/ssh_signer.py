@@ -90,6 +90,7 @@ class SshKey:
         named: "SshKey | None" = None,
         algorithm: str | None = None,
         inner: bytes | None = None,
+        inner_tail: bytes = b"",
         tail: bytes = b"",
     ) -> bytes:
         """An SSHSIG blob over ``message``; each argument is a way to make another one.
@@ -97,6 +98,7 @@ class SshKey:
         :param named: the key that the blob says it is by.
         :param algorithm: what the signature says it is.
         :param inner: in place of the real inner signature.
+        :param inner_tail: after its end, where nothing signs it.
         """
         digest = new(hash_algorithm if hash_algorithm in ("sha256", "sha512") else "sha512", message).digest()
         data = b"SSHSIG" + b"".join(string(part) for part in (namespace, reserved, hash_algorithm, digest))
@@ -104,7 +106,9 @@ class SshKey:
         if self.sk:
             rest = bytes([flags]) + counter.to_bytes(4, "big")
             data = sha256(self.application.encode()).digest() + rest + sha256(data).digest()
-        signature = string(algorithm or self.algorithm) + string(self.raw(data) if inner is None else inner) + rest
+        signature = (
+            string(algorithm or self.algorithm) + string(self.raw(data) if inner is None else inner) + rest + inner_tail
+        )
         head = b"SSHSIG" + version.to_bytes(4, "big") + string((named or self).blob)
         return head + b"".join(string(part) for part in (namespace, reserved, hash_algorithm, signature)) + tail
 

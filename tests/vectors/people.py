@@ -187,6 +187,12 @@ def sshsig() -> Cases:
         ),
         "raw_ed25519": ("a bare signature", case(ed, ed.raw(message)), "bad_sshsig"),
         "longer": ("bytes after the end", case(ed, ed.sshsig(message, tail=b"\0")), "bad_sshsig"),
+        "longer_inside": (
+            "bytes after the inner signature",
+            case(ed, ed.sshsig(message, inner_tail=b"x")),
+            "bad_sshsig",
+        ),
+        "longer_counter": ("bytes after the counter", case(sk, sk.sshsig(message, inner_tail=b"x")), "bad_sshsig"),
         "cut": ("cut short", case(ed, signature[:-1]), "bad_sshsig"),
         "empty": ("nothing in the armor", case(ed, b""), "bad_sshsig"),
         "short_ed25519": ("63 bytes of signature", case(ed, ed.sshsig(message, inner=bytes(63))), "bad_signature"),

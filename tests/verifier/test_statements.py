@@ -16,10 +16,11 @@ from keyturn_protocol.canonical import decode
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.leaves import Statement, parse_leaf
 from keyturn_protocol.limits import ENVELOPE_BYTES
-from keyturn_verifier import operators
+from keyturn_verifier import operators, people
 from keyturn_verifier.check import check
-from keyturn_verifier.db.engine import reading
+from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.differences import Difference
+from keyturn_verifier.errors import UsageError
 from tests.support.node import START_US, Node, Reply
 from tests.support.people import ANNA, BEN, MALLORY, replaces
 from tests.support.ssh_signer import SshKey
@@ -103,6 +104,18 @@ def test_a_statement_posted_by_many_at_once_is_one(verifier: Verifier) -> None:
     assert sorted(answer.status for answer in answers) == [200] * 3 + [422] * 9
     assert verifier.count("statement") == verifier.count("node_replacement") == 1
     assert sum(isinstance(parse_leaf(line), Statement) for line in verifier.leaves()) == 1
+
+
+def test_what_two_requests_found_missing_is_stored_once(verifier: Verifier) -> None:
+    """Both looked before either wrote: the second finds it under the lock."""
+    envelope, said = people.opened(link(verifier.enrolled(), "00" * 16), DEPLOYMENT)
+    staff = operators.load(verifier.state)
+    items = []
+    for _ in range(2):
+        with writing(verifier.engine) as connection:
+            items.append(people.take(connection, envelope, said, staff, verifier.clock()))
+    assert items[0] == items[1]
+    assert verifier.count("statement") == 1
 
 
 def test_who_may_not_say_it(verifier: Verifier) -> None:
@@ -328,6 +341,20 @@ def test_operators_are_listed_by_the_program(verifier: Verifier, tmp_path: Path)
     file: TrustWithOperators = decode((verifier.state / "trust.json").read_bytes(), TrustWithOperators)
     assert (file.verifier, len(file.operators)) == (verifier.keys.trust(DEPLOYMENT), 3)
     assert structs.asdict(file)["v"] == 2
+
+
+def test_a_list_of_operators_never_grows_beyond_what_can_be_read(verifier: Verifier) -> None:
+    written = [b""]
+
+    def fill() -> None:
+        for at in range(100):
+            written.append((verifier.state / "trust.json").read_bytes())
+            operators.add(verifier.state, FileKey(f"operator {at}").text, "x" * 1_024)
+
+    with pytest.raises(UsageError, match="can hold no more"):
+        fill()
+    assert (verifier.state / "trust.json").read_bytes() == written[-1]
+    assert len(operators.load(verifier.state)) > 40
 
 
 def test_what_the_program_refuses_changes_nothing(verifier: Verifier) -> None:

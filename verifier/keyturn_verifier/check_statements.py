@@ -9,7 +9,7 @@ from keyturn_protocol.bundle import operator_keys
 from keyturn_protocol.dsse import verify
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.leaves import Statement
-from keyturn_protocol.statements import Replacement, check_place, parse_statement
+from keyturn_protocol.statements import Replacement, check_operators, check_place, parse_statement
 from keyturn_verifier.check_tree import Tree
 from keyturn_verifier.db.rows import Row
 from keyturn_verifier.db.statement_tables import node_replacement, statement
@@ -35,6 +35,7 @@ def check_statements(
             if (envelope.hash.hex(), envelope.kind) != (leaf.body.sha256, leaf.body.kind):
                 raise ProtocolError(Code.BAD_STATEMENT, "not the statement that the verifier's log names")
             check_place(said, trust.deployment, None)
+            check_operators(envelope.kind)
             verify(envelope, operator_keys(operators, leaf.time_us))
         except ProtocolError as error:
             yield Difference(statement.name, f"leaf {leaf.index}", f"envelope: {error}")

@@ -1,7 +1,10 @@
 """Whose statements count before there is a root: the operators' keys in ``trust.json``, which auditors pin."""
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -31,14 +34,14 @@ def add(state: Path, text: str, name: str) -> OperatorKey:
 
     :raises UsageError: it is no such key, or is there already, in whatever form.
     """
-    trust, operators = _anchor(state)
-    try:
-        key = str(parse_public_key(text))
-        made = OperatorKey(key=key, name=name, until_us=None)
-        operator_keys([*operators, made])
-    except ProtocolError as error:
-        raise UsageError(f"--key: {error}") from None
-    _write(state, trust, (*operators, made))
+    with _alone(state):
+        trust, operators = _anchor(state)
+        try:
+            made = OperatorKey(key=str(parse_public_key(text)), name=name, until_us=None)
+            operator_keys([*operators, made])
+        except ProtocolError as error:
+            raise UsageError(f"--key: {error}") from None
+        _write(state, trust, (*operators, made))
     return made
 
 
@@ -47,15 +50,27 @@ def end(state: Path, key_id: str, at_us: int) -> OperatorKey:
 
     :raises VerifierError: there is no such key, or it ended already.
     """
-    trust, operators = _anchor(state)
-    for at, one in enumerate(operators):
-        if parse_public_key(one.key).id == key_id:
-            if one.until_us is not None:
-                raise VerifierError(f"the key {key_id} has ended already")
-            ended = structs.replace(one, until_us=at_us)
-            _write(state, trust, (*operators[:at], ended, *operators[at + 1 :]))
-            return ended
+    with _alone(state):
+        trust, operators = _anchor(state)
+        for at, one in enumerate(operators):
+            if parse_public_key(one.key).id == key_id:
+                if one.until_us is not None:
+                    raise VerifierError(f"the key {key_id} has ended already")
+                ended = structs.replace(one, until_us=at_us)
+                _write(state, trust, (*operators[:at], ended, *operators[at + 1 :]))
+                return ended
     raise VerifierError(f"no operator has the key {key_id}", hint="keyturn-verifier operator list")
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """One change at a time: the lock is the folder's, and goes with the process."""
+    folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _anchor(state: Path) -> tuple[TrustWithOperators, tuple[OperatorKey, ...]]:
@@ -77,8 +92,12 @@ def _anchor(state: Path) -> tuple[TrustWithOperators, tuple[OperatorKey, ...]]:
 
 
 def _write(state: Path, trust: TrustWithOperators, operators: tuple[OperatorKey, ...]) -> None:
-    """Replace ``trust.json`` whole; after the rename the new one survives."""
+    """Replace ``trust.json`` whole; after the rename the new one survives. What nobody could read is not written."""
     data = encode_record(structs.replace(trust, operators=list(operators)))
+    try:
+        decode_anchor(data)
+    except ProtocolError as error:
+        raise UsageError(f"{state / TRUST} can hold no more: {error}") from None
     descriptor, made = tempfile.mkstemp(prefix=".trust-", dir=state)
     try:
         with os.fdopen(descriptor, "wb") as out:

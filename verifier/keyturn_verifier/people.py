@@ -17,7 +17,7 @@ from keyturn_protocol.keys import SignatureType
 from keyturn_protocol.leaves import StatementBody
 from keyturn_protocol.links import Link, Links, NodeLogs, Received, named
 from keyturn_protocol.segment import ChainState
-from keyturn_protocol.statements import Replacement, Statement, check_place, parse_statement
+from keyturn_protocol.statements import Replacement, Statement, check_operators, check_place, parse_statement
 from keyturn_protocol.totals import Moment
 from keyturn_verifier import translog
 from keyturn_verifier.db.statement_tables import node_replacement, statement
@@ -36,6 +36,7 @@ def opened(data: bytes, deployment: Deployment) -> tuple[Envelope, Statement]:
     try:
         envelope, said = parse_statement(data)
         check_place(said, deployment, None)
+        check_operators(envelope.kind)
     except ProtocolError as error:
         if error.code is Code.TOO_LARGE:
             raise
