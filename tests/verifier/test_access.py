@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from keyturn_verifier import tokens
+from keyturn_verifier import operators, tokens
 from keyturn_verifier.db.engine import writing
 from tests.support.node import Node
-from tests.support.verifier import Verifier
+from tests.support.people import ANNA, replaces
+from tests.support.verifier import DEPLOYMENT, Verifier
 
 READ, BUNDLE, REVIEW, METRICS = "read", "bundle", "review", "metrics"
 MAY = {
@@ -40,6 +41,9 @@ ROUTES = [
     ("GET", "/v1/maintenance", READ),
     ("POST", "/v1/maintenance", REVIEW),
     ("POST", "/v1/maintenance/1/cancel", REVIEW),
+    ("GET", "/v1/statements", READ),
+    ("GET", "/v1/statements/{statement}", READ),
+    ("GET", "/v1/replacements", READ),
     ("GET", "/v1/bundle", BUNDLE),
     ("GET", "/metrics", METRICS),
 ]
@@ -55,6 +59,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Verifier,
                 connection.execute(
                     text("UPDATE reader_token SET role = :role WHERE id = :id"), {"role": role, "id": number}
                 )
+        operators.add(verifier.state, ANNA.text, "anna")
+        said = replaces(node.name.node_id, "00" * 16, deployment=DEPLOYMENT)
+        assert verifier.client.request("POST", "/v1/statements", said).status == 200
         yield verifier, node, given
 
 
@@ -63,7 +70,9 @@ def test_each_role_may_do_what_the_table_says(
     served: tuple[Verifier, Node, dict[str, str]], method: str, path: str, right: str
 ) -> None:
     verifier, node, given = served
-    target = path.format(node=node.name.node_id)
+    (statement,) = (row[1] for row in verifier.dump()["statement"])
+    assert isinstance(statement, bytes)
+    target = path.format(node=node.name.node_id, statement=statement.hex())
     for role, token in given.items():
         answer = verifier.client.request(
             method, target, b"{}" if method == "POST" else None, authorization=f"Bearer {token}"
@@ -84,6 +93,8 @@ def test_the_table_has_every_route_that_asks_for_a_token(served: tuple[Verifier,
     public.add("/v1/logs/{node}/{incarnation}/head")
     served_ones = create_app(served[0].service).openapi()["paths"]
     paths = [(m.upper(), path) for path, ways in served_ones.items() for m in ways if path not in public]
+    # Statements are posted by anybody: the signatures in them decide.
+    paths.remove(("POST", "/v1/statements"))
     shapes = [(method, path.partition("?")[0].count("/")) for method, path, _ in ROUTES]
     assert sorted((m, p.count("/")) for m, p in paths) == sorted(shapes)
 
