@@ -5,9 +5,10 @@ import secrets
 import select
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from keyturn_agent.errors import UsageError
 from keyturn_agent.ports import Clock, Moment, Stop
@@ -43,15 +44,43 @@ class StopFlag:
             select.select([self._out], [], [], seconds)
 
 
+_SPREAD_US: Final = 20_000
+_READS: Final = 10
+
+
+class Reading(NamedTuple):
+    """Both clocks, and how far apart in time they may have been read, in µs."""
+
+    moment: Moment
+    spread_us: int
+
+
+def read_clocks() -> Reading:
+    """Both clocks once."""
+    before_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+    time_us = time.time_ns() // 1000
+    spread_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 - before_us
+    return Reading(Moment(before_us, time_us), spread_us)
+
+
 class SystemClock:
     """The host's clocks: CLOCK_BOOTTIME, which counts while the host sleeps, and the wall clock."""
+
+    def __init__(self, read: Callable[[], Reading] = read_clocks) -> None:
+        self._read = read
 
     @property
     def boot_id(self) -> str:
         return _BOOT_ID.read_text().strip()
 
     def now(self) -> Moment:
-        return Moment(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000, time.time_ns() // 1000)
+        best = self._read()
+        for _ in range(_READS):
+            if best.spread_us <= _SPREAD_US:
+                break
+            # The host was busy with something else between the two: that would look like a step of one of them.
+            best = min(best, self._read(), key=lambda reading: reading.spread_us)
+        return best.moment
 
     def wait_until(self, mono_us: int, stop: Stop) -> None:
         stop.wait((mono_us - self.now().mono_us) / 1e6)

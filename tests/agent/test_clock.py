@@ -8,7 +8,7 @@ import pytest
 
 import keyturn_agent
 import keyturn_protocol
-from keyturn_agent.clock import MADE_US, SimulatedClock, StopFlag, SystemClock, sane
+from keyturn_agent.clock import MADE_US, Reading, SimulatedClock, StopFlag, SystemClock, sane
 from keyturn_agent.errors import UsageError
 from keyturn_agent.identity import code_sha256
 from keyturn_agent.ports import Moment
@@ -35,6 +35,14 @@ def test_a_stop_ends_a_wait_and_simulated_time_stands() -> None:
     clock = SimulatedClock(0, "boot", speed=1)
     clock.wait_until(10**12, stop)
     assert clock.now() == Moment(0, 0)
+
+
+def test_clocks_that_were_read_apart_are_read_again() -> None:
+    """A host that is busy between the two would see a step of the wall clock that never was."""
+    readings = [Reading(Moment(1_000, 900_000), 700_000), Reading(Moment(800_000, 800_500), 40)]
+    assert SystemClock(lambda: readings.pop(0)).now() == Moment(800_000, 800_500)
+    always = [Reading(Moment(at, at), 900_000 - at) for at in range(100)]
+    assert SystemClock(lambda: always.pop(0)).now() == Moment(10, 10), "the best of a few"
 
 
 def test_the_system_clock_counts_on_and_knows_its_boot() -> None:

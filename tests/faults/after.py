@@ -141,7 +141,7 @@ def check(
     held: dict[tuple[str, int], bytes] = dict(given or {})
     for host in hosts:
         held |= receipts(host)
-    exported = _exported(bundle)
+    exported = stored_receipts(bundle)
     for (origin, size), receipt in held.items():
         there = exported.get((origin, size))
         assert there is not None, f"{origin} was receipted at size {size}, which the export lacks"
@@ -168,7 +168,8 @@ def _logs(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "logs").iterdir() if path.name.isdigit())
 
 
-def _exported(bundle: Path) -> dict[tuple[str, int], bytes]:
+def stored_receipts(bundle: Path) -> dict[tuple[str, int], bytes]:
+    """Every receipt in an export."""
     found: dict[tuple[str, int], bytes] = {}
     for path in bundle.rglob("*.receipt"):
         segment = parse_segment(path.with_suffix(".segment").read_bytes())

@@ -59,8 +59,10 @@ def small_disk(folder: Path, size: int) -> Iterator[Disk]:
 
 
 def entries(bundle: Path) -> list[Entry]:
+    """Of an export with one log, in order."""
     paths = [path for path in bundle.rglob("*.segment") if "evidence" not in path.parts]
-    return [parse_entry(line) for path in paths for line in parse_segment(path.read_bytes()).lines]
+    found = [parse_entry(line) for path in paths for line in parse_segment(path.read_bytes()).lines]
+    return sorted(found, key=lambda entry: entry.seq)
 
 
 def segments(host: Agent) -> int:

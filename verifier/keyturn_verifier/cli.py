@@ -37,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """One call of the program; returns its exit status."""
+    where: Path | None = None
     try:
         options = _parser().parse_args(arguments)
+        where = options.state
         logs.configure(getattr(options, "log_format", "text"))
         status: int | None = options.run(options)
     except (VerifierError, ProtocolError) as error:
@@ -47,7 +49,9 @@ def run(arguments: Sequence[str]) -> int:
             print(f"keyturn: hint: {error.hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except DBAPIError as error:
-        print(f"keyturn: error: database: {error.orig}", file=sys.stderr)
+        print(f"keyturn: error: database: {error.orig} (the one of {where})", file=sys.stderr)
+        if "malformed" in str(error.orig) or "not a database" in str(error.orig):
+            print(f"keyturn: hint: {state.DAMAGED}", file=sys.stderr)
         return 1
     except (OutcomeUnknown, OSError) as error:
         print(f"keyturn: error: {error}", file=sys.stderr)

@@ -31,6 +31,7 @@ from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 
 TRUST: Final = "trust.json"
 LOCK: Final = "serve.lock"
+DAMAGED: Final = "restore it from a backup; agents send again what they hold receipts for"
 
 
 def create(state: Path, name: Deployment, db: str | None, clock: Clock) -> Path:
@@ -161,7 +162,10 @@ def open_database(settings: config.Config, *, migrating: bool = False) -> Engine
     engine = open_engine(settings.db)
     path = None if is_postgres(engine) else engine.url.database
     if path is not None and not Path(path).is_file():
-        raise VerifierError(f"the database {path} is not there")
+        raise VerifierError(f"the database {path} is not there", hint=DAMAGED)
+    if path is not None and not Path(path).stat().st_size:
+        # Migrating it would make a database that never was this verifier's.
+        raise VerifierError(f"the database {path} is empty, and was not when it was made", hint=DAMAGED)
     if migrating:
         migrate(engine)
     else:
