@@ -5,16 +5,22 @@ kind on that file it is in its thread. strace counts in the same way when it loo
 "the second fdatasync of logs/1/tail" is a place in the program and not a moment.
 """
 
+import ctypes
+import os
 import re
 import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from tests.support.optional import require, require_program
+from tests.support.paths import REPO
 
 KINDS: Final = {
     "open": {"openat", "open", "creat"},
@@ -74,12 +80,42 @@ class Call:
         return f"{self.syscall} {self.nth} of {self.path}"
 
 
-def require_strace(folder: Path) -> None:
-    """Skips where there is no strace, or where this process may not trace another."""
-    program = require_program("strace")
-    probe = [program, "-qq", "-o", "/dev/null", "-e", "inject=write:error=EIO", "true"]
-    done = subprocess.run(probe, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    require("strace", done.returncode == 0, f"strace can't trace here: {done.stderr.strip()}")
+def require_strace() -> None:
+    """Skips where there is no strace, or where it may not trace a process that lets it."""
+    require_program("strace")
+    require("strace", *_may_trace())
+
+
+@cache
+def _may_trace() -> tuple[bool, str]:
+    waits = "import sys; from tests.faults.strace import may_be_traced; may_be_traced(); print(); sys.stdin.read()"
+    command = [sys.executable, "-c", waits]
+    with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        tracer = attach(process.pid, ["-o", os.devnull])
+        process.stdin.close()
+        process.wait()
+        if tracer.returncode is None:
+            tracer.communicate()
+            return True, ""
+        return False, f"strace may not attach to a process here: {tracer.communicate()[1].strip()}"
+
+
+def may_be_traced() -> None:
+    """Let any process of this user trace this one, where Yama would let only its parents."""
+    set_ptracer, anyone = 0x59616D61, ctypes.c_ulong(-1)
+    ctypes.CDLL(None).prctl(set_ptracer, anyone, 0, 0, 0)
+
+
+def attach(pid: int, options: Sequence[str]) -> "subprocess.Popen[str]":
+    """strace on a process and its threads, once it is attached; or one that has ended, saying why on stderr."""
+    command = ["strace", "-f", "-y", "-qq", *options, "-p", str(pid)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() and tracer.poll() is None:
+        time.sleep(0.001)
+    return tracer
 
 
 def watching(out: Path) -> list[str]:

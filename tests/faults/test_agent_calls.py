@@ -110,7 +110,7 @@ def seen_of(ended: Ended) -> str:
 @pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, warm: Warm, phase: Phase, fault: Fault) -> None:
     folder = Path(tempfile.mkdtemp(dir=quick_folder))
-    require_strace(folder)
+    require_strace()
     with Verifier(folder / "verifier") as verifier:
         fleet = Fleet(folder, verifier, warm)
         cases = choose(fleet.calls(phase), fault)

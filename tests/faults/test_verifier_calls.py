@@ -60,7 +60,7 @@ def calls_of(templates: Templates, phase: Phase, folder: Path) -> set[Call]:
 @pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, templates: Templates, phase: Phase, fault: Fault) -> None:
     folder = Path(tempfile.mkdtemp(dir=quick_folder))
-    require_strace(folder)
+    require_strace()
     count = itertools.count()
 
     def one(call: Call) -> str | None:

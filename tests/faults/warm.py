@@ -10,14 +10,13 @@ import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self
 
-from tests.faults.strace import Call, Fault, calls, injecting, was_injected, watching
+from tests.faults.strace import Call, Fault, attach, calls, injecting, may_be_traced, was_injected, watching
 from tests.support.paths import REPO
 
 _PATIENCE_S: Final = 60.0
@@ -40,7 +39,7 @@ class Ended:
 class Running:
     """A child that runs."""
 
-    def __init__(self, warm: "Warm", pid: int, base: Path, tracer: "subprocess.Popen[bytes] | None") -> None:
+    def __init__(self, warm: "Warm", pid: int, base: Path, tracer: "subprocess.Popen[str] | None") -> None:
         self.pid = pid
         self._warm = warm
         self._base = base
@@ -62,7 +61,7 @@ class Running:
             os.kill(self.pid, 9)
         status = self._warm.reap(self.pid)
         if self._tracer is not None:
-            self._tracer.wait(timeout=30)
+            self._tracer.communicate(timeout=30)
         err = self.err()
         assert not hung, f"still running after {patience_s} s:\n{err}"
         trace = _beside(self._base, ".trace")
@@ -106,10 +105,8 @@ class Warm:
         pid = self._ask(job)
         tracer = None
         if trace:
-            tracer = subprocess.Popen(["strace", "-f", "-y", "-qq", *trace, "-p", str(pid)], stderr=subprocess.DEVNULL)
-            while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text():
-                assert tracer.poll() is None, "strace ended before it was attached"
-                time.sleep(0.001)
+            tracer = attach(pid, trace)
+            assert tracer.returncode is None, f"strace: {tracer.communicate()[1]}"
         gate.open("w").close()
         gate.unlink()
         return Running(self, pid, base, tracer)
@@ -158,6 +155,7 @@ def _gone(pid: int, patience_s: float) -> bool:
 
 def _child(run: Any, job: dict[str, Any]) -> NoReturn:
     os.setsid()
+    may_be_traced()
     base = Path(job["base"])
     for number, target in ((0, Path(os.devnull)), (1, _beside(base, ".out")), (2, _beside(base, ".err"))):
         descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
