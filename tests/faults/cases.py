@@ -49,14 +49,16 @@ def choose(calls: Iterable[Call], fault: Fault) -> list[Call]:
     return cases[len(cases) // (2 * SAMPLE) :: max(1, len(cases) // SAMPLE)][:SAMPLE]
 
 
-def report(
-    part: str, command: str, fault: Fault, cases: Iterable[Call], one: Callable[[Call], str | None], expected: str
-) -> None:
-    """Run each case; fail with all that went wrong, or write down what was seen.
+Seen = list[tuple[str, str]]
+"""What was seen, case by case: the kind of the call, and how the run with the fault ended."""
+
+
+def meet(part: str, command: str, fault: Fault, cases: Iterable[Call], one: Callable[[Call], str | None]) -> Seen:
+    """Run each case; fail with all that went wrong, or return what was seen.
 
     :param one: runs a case and says what was seen; None where it was not reached.
     """
-    seen: list[tuple[str, str]] = []
+    seen: Seen = []
     wrong: list[str] = []
     missed: list[Call] = []
     for call in cases:
@@ -74,5 +76,10 @@ def report(
     if wrong:
         pytest.fail(f"{len(wrong)} of {count} cases of {command}:\n" + "\n".join(wrong), pytrace=False)
     assert len(missed) * 100 <= count * _MISSED_PERCENT + 100, f"not reached: {', '.join(map(str, missed))}"
+    return seen
+
+
+def write_down(part: str, fault: Fault, seen: Seen, expected: str) -> None:
+    """The rows of cases that held."""
     for kind, how in seen:
         record("faults", part, f"{fault.name} at {kind}", expected=expected, seen=how)

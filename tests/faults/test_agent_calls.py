@@ -9,7 +9,7 @@ import pytest
 
 from keyturn_protocol.audit import Report
 from keyturn_protocol.ids import parse_origin
-from tests.faults.cases import RUNS, choose, pairs, report
+from tests.faults.cases import RUNS, choose, meet, pairs, write_down
 from tests.faults.host import PHASES, PRELOAD, Host, Phase
 from tests.faults.strace import Call, Fault, require_strace
 from tests.faults.warm import Ended, Warm
@@ -114,5 +114,6 @@ def test_each_file_call(quick_folder: Path, warm: Warm, phase: Phase, fault: Fau
     with Verifier(folder / "verifier") as verifier:
         fleet = Fleet(folder, verifier, warm)
         cases = choose(fleet.calls(phase), fault)
-        report("agent", phase.name, fault, cases, lambda call: fleet.one(phase, call, fault), EXPECTED)
+        seen = meet("agent", phase.name, fault, cases, lambda call: fleet.one(phase, call, fault))
         fleet.audited(phase)
+    write_down("agent", fault, seen, EXPECTED)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import RUNS, choose, pairs, report
+from tests.faults.cases import RUNS, choose, meet, pairs, write_down
 from tests.faults.server import PHASES, PRELOAD, Phase, Site
 from tests.faults.strace import Call, Fault, require_strace
 from tests.faults.warm import Warm
@@ -71,4 +71,5 @@ def test_each_file_call(quick_folder: Path, templates: Templates, phase: Phase, 
         return how
 
     cases = choose(calls_of(templates, phase, folder), fault)
-    report("verifier (SQLite)", phase.name, fault, cases, one, EXPECTED)
+    part = "verifier (SQLite)"
+    write_down(part, fault, meet(part, phase.name, fault, cases, one), EXPECTED)
