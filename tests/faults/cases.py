@@ -16,7 +16,8 @@ RUNS: Final = 2 if LONG else 1
 """Runs without a fault whose calls are listed: threads don't always take turns in the same way."""
 _TRIES: Final = 4
 """A run that didn't come to a call, since its threads took turns in another way, is done again so often."""
-_MISSED_PERCENT: Final = 3
+_MISSED_PERCENT: Final = 10
+"""On a busy machine the uploads of a run fall otherwise, and files named by their entries are others."""
 
 
 class Command(Protocol):

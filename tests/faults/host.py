@@ -162,10 +162,8 @@ class Phase:
 PHASES: Final = (
     Phase("enrolment", lambda host: None, "enroll", ("enroll", "fast")),
     Phase("metering", _metered, "run", ("fast",)),
-    Phase("recovery of a torn tail", _torn, "fast", ("fast",), findings={"recovered": 1}),
-    Phase(
-        "leaving a log that was rolled back", _restored, "fast", ("fast",), 2, {"new_incarnation": 1, "lost_head": 1}
-    ),
+    Phase("recovery of a torn tail", _torn, "run", ("fast",), findings={"recovered": 1}),
+    Phase("leaving a log that was rolled back", _restored, "run", ("fast",), 2, {"new_incarnation": 1, "lost_head": 1}),
     Phase("key roll", _metered, "key-roll", ("fast", "roll once", "fast"), 2, {"new_incarnation": 1}),
     Phase("retirement", _metered, "retire", ("retire",)),
     Phase("status", _metered, "status", ("fast",)),
