@@ -37,11 +37,13 @@ check: $(VENV)/.dev ## lint, format, types, import arrows, docs against code
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/docs -q
 
-bench: $(VENV)/.dev ## the benchmarks, one JSON object a line
+bench: $(VENV)/.dev ## the benchmarks, one JSON object a line; PAGE=1 also writes docs/benchmarks.md
+	@mkdir -p build && rm -f build/bench.jsonl
 	@for file in benchmarks/[a-z]*.py; do \
-	  [ -e "$$file" ] || { echo "keyturn: there are no benchmarks yet" >&2; exit 0; }; \
-	  $(BIN)/python "$$file" || exit 1; \
-	done
+	  $(BIN)/python "$$file" > build/bench.part || exit 1; \
+	  cat build/bench.part; cat build/bench.part >> build/bench.jsonl; \
+	done; rm -f build/bench.part
+	@$(if $(PAGE),$(BIN)/python benchmarks/_page.py build/bench.jsonl)
 
 # Versions are resolved once, in dev.txt; the smaller files are subsets of it, so that they can be installed
 # into the same environment in any order.
