@@ -57,16 +57,9 @@ class Wire:
 
     async def request(self, head: str, body: bytes = b"") -> tuple[int, Headers, bytes]:
         """One exchange; raises OSError or EOFError where the connection ended before the answer did."""
-        kept = bool(self._idle)
-        reader, writer = self._idle.pop() if kept else await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(f"{head}\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            raw = await reader.readuntil(b"\r\n\r\n")
-        except (OSError, EOFError):
-            writer.close()
-            if kept:  # it had ended while it was idle
-                return await self.request(head, body)
-            raise
+        reader, writer, raw = await self._ask(
+            f"{head}\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
         first, *lines = raw.decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
         content = await reader.readexactly(int(headers["content-length"])) if "content-length" in headers else b""
@@ -77,6 +70,19 @@ class Wire:
         else:
             self._idle.append((reader, writer))
         return int(first.split()[1]), headers, content
+
+    async def _ask(self, message: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+        """Send, and wait for the head of the answer."""
+        while True:
+            kept = bool(self._idle)
+            reader, writer = self._idle.pop() if kept else await asyncio.open_connection("127.0.0.1", self.port)
+            try:
+                writer.write(message)
+                return reader, writer, await reader.readuntil(b"\r\n\r\n")
+            except (OSError, EOFError):
+                writer.close()
+                if not kept:  # else it had ended while it was idle
+                    raise
 
     def close(self) -> None:
         for _, writer in self._idle:
