@@ -71,8 +71,8 @@ def test_twice_the_sustainable_rate(state: Path, tmp_path: Path, request: pytest
     seen = load.seen
     assert status == 0, served.log()
     assert seen.wrong == []
-    # It was overload: somebody had to wait, and nobody was starved by the one that floods.
-    assert seen.statuses[429] + seen.statuses[503] > 0, seen.statuses
+    # It was overload: uploads were refused, or sent again before the first was answered. Nobody was starved.
+    assert sum(seen.statuses.values()) > len(seen.receipts), seen.statuses
     mean = sum(before.values()) / len(before)
     assert min(before.values()) * 4 >= mean or mean < 8, before
     assert seen.readings["/healthz 200"] > 0
