@@ -14,7 +14,7 @@ A chip that isn't in it is unknown and stays unknown: it is never taken for a si
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -71,6 +71,7 @@ class Calibration:
     source: str
 
 
+_FOUND: Final = 4_096
 UNCALIBRATED: Final = Calibration(0, _PPM, None, "no recordings of this die")
 """Without recordings nothing is known about the low end (0), and ``best`` takes every active cycle as full."""
 
@@ -105,6 +106,8 @@ class ChipSpec:
     flop_per_joule: Figure
     """More than this die is assumed to do with one joule, in its fastest data type. Not a law of nature."""
     calibration: Calibration
+    derived: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+    """What :mod:`keyturn_protocol.flop` made of this row before; a few entries, one for each data type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class ChipTable:
     chips: tuple[ChipSpec, ...]
     utilisation_ppm: Figure
     """The part of busy time taken as work where no tensor counter is read. Only ever used for ``best``."""
+    _found: dict[tuple[str, str, int | None], ChipSpec | None] = field(default_factory=dict, compare=False, repr=False)
 
     def lookup(self, chip: Chip) -> ChipSpec | None:
         """The product that ``chip`` is, or None if that isn't certain.
@@ -124,6 +128,16 @@ class ChipTable:
         ends before `` MIG ``. A whole GPU must also have about the memory of the product: one name has been sold
         with different memory, and a different product must not pass as a known one.
         """
+        key = (chip.name, chip.role, chip.memory_mib)
+        try:
+            return self._found[key]
+        except KeyError:
+            if len(self._found) >= _FOUND:  # names come from hosts
+                self._found.clear()
+            self._found[key] = found = self._lookup(chip)
+            return found
+
+    def _lookup(self, chip: Chip) -> ChipSpec | None:
         name = chip.name.casefold()
         if chip.role == "mig_instance":
             name = name.partition(" mig ")[0]

@@ -88,9 +88,9 @@ def estimate(row: UsageRow, chip: Chip, declared_dtype: str | None, table: ChipT
     spec = table.lookup(chip)
     if spec is None:
         return Estimate(UNBOUNDED, None)
-    usable = declared_dtype if declared_dtype in _floating(spec) else None
-    declared = None if usable is None else _rates(spec, usable, usable)
-    undeclared = _rates(spec, None, usable)
+    usable = declared_dtype if _is_floating(spec, declared_dtype) else None
+    declared = None if usable is None else _rates_of(spec, usable, usable)
+    undeclared = _rates_of(spec, None, usable)
     if unread:
         bound = _peak(row.time_us, chip, spec, undeclared)
         narrow = None if declared is None else Interval(0, 0, _peak(row.time_us, chip, spec, declared))
@@ -109,6 +109,11 @@ def estimate(row: UsageRow, chip: Chip, declared_dtype: str | None, table: ChipT
 def estimate_gap(gap: Gap, chip: Chip, table: ChipTable) -> Interval:
     """What a chip can have done while nothing was measured: from nothing to its peak at the maximum clock."""
     return _unmeasured(gap.to_us - gap.from_us, chip, table)
+
+
+def gap_rate(chip: Chip, table: ChipTable) -> int | None:
+    """The high end of :func:`estimate_gap` for each µs: it grows by this, exactly. None: unbounded."""
+    return _unmeasured(1, chip, table).high
 
 
 def verdict(interval: Interval, threshold_flop: int, operator: Operator) -> Verdict:
@@ -145,6 +150,19 @@ class _Rates:
 
 def _floating(spec: ChipSpec) -> dict[str, Figure]:
     return {dtype: k for dtype, k in spec.k_tensor.items() if PIPE_OF[dtype] != "imma"}
+
+
+def _is_floating(spec: ChipSpec, dtype: str | None) -> bool:
+    return dtype is not None and dtype in spec.k_tensor and PIPE_OF[dtype] != "imma"
+
+
+def _rates_of(spec: ChipSpec, declared: str | None, likely: str | None) -> _Rates:
+    """:func:`_rates`, made once for a row of the table: there are millions of usage rows and a dozen of these."""
+    made = spec.derived.get((declared, likely))
+    if isinstance(made, _Rates):
+        return made
+    spec.derived[declared, likely] = rates = _rates(spec, declared, likely)
+    return rates
 
 
 def _rates(spec: ChipSpec, declared: str | None, likely: str | None) -> _Rates:
@@ -216,7 +234,7 @@ def _unmeasured(time_us: int, chip: Chip, table: ChipTable) -> Interval:
     spec = table.lookup(chip)
     if spec is None:
         return UNBOUNDED
-    return Interval(0, 0, _peak(time_us, chip, spec, _rates(spec, None, None)))
+    return Interval(0, 0, _peak(time_us, chip, spec, _rates_of(spec, None, None)))
 
 
 def _peak(time_us: int, chip: Chip, spec: ChipSpec, rates: _Rates) -> int:
