@@ -22,6 +22,8 @@ import psycopg
 
 from tests.support.optional import require
 
+STANDBY = "standby1"
+"""What a standby calls itself: the name for ``synchronous_standby_names``."""
 _NOBODY = 65_534
 _numbers = count()
 
@@ -55,9 +57,11 @@ class Postgres:
 class Server(Postgres):
     """A server of our own, in a folder."""
 
-    def __init__(self, binaries: Path, folder: Path, *, durable: bool = False) -> None:
+    def __init__(
+        self, binaries: Path, folder: Path, *, durable: bool = False, after: "Server | None" = None
+    ) -> None:
         super().__init__(f"postgresql://postgres@/postgres?host={folder}")
-        self._binaries = binaries
+        self.binaries = binaries
         # Kills of processes lose nothing without fsync; only those of machines would.
         self._fsync = "on" if durable else "off"
         self.folder = folder
@@ -69,8 +73,34 @@ class Server(Postgres):
             folder.chmod(0o755)
             for path in (folder, self._data):
                 os.chown(path, _NOBODY, _NOBODY)
+        if after is not None:
+            return self._follow(after)
         line = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", *line, "-D", str(self._data))
+
+    def _follow(self, primary: "Server") -> None:
+        """Begin as a copy of a running server, whose WAL this one then streams."""
+        line = ["-h", str(primary.folder), "-U", "postgres", "--checkpoint=fast", "-X", "stream", "--no-sync"]
+        self._run("pg_basebackup", *line, "-D", str(self._data))
+        conninfo = f"host={primary.folder} user=postgres application_name={STANDBY}"
+        with (self._data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = '{conninfo}'\n")
+        (self._data / "standby.signal").touch()
+
+    def promote(self) -> None:
+        """End the recovery of a standby: it takes writes from here on."""
+        self._run("pg_ctl", "-D", str(self._data), "-w", "promote")
+
+    def url_of(self, database_url: str) -> str:
+        """The URL here of a database that another server of ours has too."""
+        name = database_url.partition("?")[0].rpartition("/")[2]
+        return f"postgresql://postgres@/{name}?host={self.folder}"
+
+    def execute(self, statement: str) -> list[Any]:
+        """Run one statement as the superuser; its rows, if it has any."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            done = connection.execute(statement.encode())
+            return done.fetchall() if done.description else []
 
     def start(self) -> None:
         """Start and wait until it answers."""
@@ -109,7 +139,7 @@ class Server(Postgres):
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(self._binaries / program), *arguments],
+            [str(self.binaries / program), *arguments],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # a pipe would stay open in the server
@@ -176,6 +206,25 @@ def own_server(*, durable: bool = False) -> Iterator[Server]:
         yield server
     finally:
         server.remove()
+
+
+@contextmanager
+def standby_of(primary: Server) -> Iterator[Server]:
+    """A second server that streams the WAL of the first. Skips where pg_basebackup isn't there."""
+    binaries = primary.binaries
+    require("postgres", (binaries / "pg_basebackup").exists(), "no pg_basebackup beside the server")
+    folder = Path(tempfile.mkdtemp(prefix="keyturn-pg-standby-"))
+    folder.chmod(0o755)
+    made: Server | None = None
+    try:
+        made = Server(binaries, folder, after=primary)
+        made.start()
+        yield made
+    finally:
+        if made is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            made.remove()
 
 
 @contextmanager

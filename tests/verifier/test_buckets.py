@@ -8,7 +8,8 @@ import pytest
 from keyturn_protocol.api import WorkloadTotal
 from keyturn_protocol.api_read import UsageBucket
 from keyturn_protocol.usage import UsageRow
-from keyturn_verifier import buckets
+from keyturn_verifier.rollup.spans import span_of
+from keyturn_verifier.rollup.totals import LEVELS
 from tests.support.node import START_US
 from tests.support.verifier import DAY_US, Database, Verifier
 from tests.verifier.test_read import every
@@ -94,20 +95,23 @@ def test_spans_and_groups_that_make_no_sense(verifier: Verifier, query: str) -> 
     ],
 )
 def test_spans(bucket: Any, time_s: int, span: tuple[int, int]) -> None:
-    assert buckets.span_of(bucket, time_s) == span
+    assert span_of(LEVELS[bucket], time_s) == span
 
 
-def test_pages_are_computed_once(tmp_path: Path, database: Database) -> None:
+def test_a_page_is_computed_once(tmp_path: Path, database: Database) -> None:
     with Verifier(tmp_path, db=database, clock=lambda: START_US + DAY_US) as verifier:
         load(verifier)
         token = verifier.reader_token()
         whole = every(verifier.client, "/v1/workloads", token, WorkloadTotal, 100)
-        assert every(verifier.client, "/v1/workloads", token, WorkloadTotal, 1) == whole
+        assert every(verifier.client, "/v1/workloads", token, WorkloadTotal, 100) == whole
         assert verifier.service.computed.made == 1
+        assert every(verifier.client, "/v1/workloads", token, WorkloadTotal, 1) == whole
+        made = verifier.service.computed.made
+        assert made == 1 + len(whole) + 1  # the last page is full too, and the one after it empty
         node = verifier.enrolled(usage=3)
         assert node.size
         assert every(verifier.client, "/v1/workloads", token, WorkloadTotal, 100) != whole
-        assert verifier.service.computed.made == 2
+        assert verifier.service.computed.made == made + 1
 
 
 def test_a_cursor_names_no_moment_to_come(tmp_path: Path, database: Database) -> None:
@@ -115,6 +119,9 @@ def test_a_cursor_names_no_moment_to_come(tmp_path: Path, database: Database) ->
 
     with Verifier(tmp_path, db=database, clock=lambda: START_US) as verifier:
         token = verifier.reader_token()
-        for text in (f"[0,{START_US + 1}]", "[-1,5]", "[0,-1]", "[0]"):
+        for text in (f'[{START_US + 1},[false,"a"]]', '[-1,[false,"a"]]', "[0,[]]", '[0,["a",false]]', "[0]"):
             after = base64.urlsafe_b64encode(text.encode()).decode()
             assert verifier.client.get(f"/v1/workloads?after={after}", token).code == "bad_request"
+        for text in (f"[0,{START_US + 1}]", "[-1,5]", "[0,-1]", "[0]"):
+            after = base64.urlsafe_b64encode(text.encode()).decode()
+            assert verifier.client.get(f"/v1/findings?after={after}", token).code == "bad_request"

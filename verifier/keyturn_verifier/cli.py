@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment
 from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
-from keyturn_verifier import config, keyfiles, logs, operators, state, tokens
+from keyturn_verifier import config, doctor, keyfiles, logs, operators, state, tokens
 from keyturn_verifier.cli_operator import add_operator
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import reading, writing
@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
 
     add_operator(commands, _command)  # type: ignore[arg-type]
+    _command(commands, "doctor", "say what could go wrong here; changes nothing", _doctor)
+
     export = _command(commands, "export", "write an evidence bundle", _export)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that isn't there yet")
     export.add_argument("--case", metavar="TEXT", help="a note for the manifest, such as a case id")
@@ -166,6 +168,15 @@ def _token_list(options: argparse.Namespace) -> None:
 def _token_revoke(options: argparse.Namespace) -> None:
     with writing(state.open_database(config.load(options.state))) as connection:
         tokens.revoke(connection, options.id, wall_clock())
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    failed = False
+    for line in doctor.examine(config.load(options.state), wall_clock):
+        print(f"{line.level:<5} {line.about}: {line.text}")
+        failed |= line.level == "fail"
+    if failed:
+        raise VerifierError("not all is well")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -43,6 +43,8 @@ class Limits:
     """Announced nodes per host that a token is good for: a mistake leaves room for the right one."""
     pending_hours: int = 24
     publish_interval_ms: int = 1_000
+    rollup_interval_ms: int = 1_000
+    """How often what was received is added to the sums that totals are read from."""
     publish_lag_s: int = 60
     """Leaves that no checkpoint covers for longer make the server not ready."""
     log_requests_per_minute: int = 6_000

@@ -4,22 +4,22 @@ Rows, gaps and findings in entries are stored; what is missing up to now, FLOP, 
 computed here at read, by the same pure functions that the auditor runs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
 
-from keyturn_protocol.api import NodeLog, WorkloadTotal
+from keyturn_protocol.api import NodeLog
 from keyturn_protocol.api_read import SegmentItem
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import FIELDS, Chip, WorkloadStartedBody
+from keyturn_protocol.entries import FIELDS, Chip
 from keyturn_protocol.findings import Finding, FindingCode, Severity, in_totals, ranked
 from keyturn_protocol.ids import GAP, LogName, Origin, parse_origin
 from keyturn_protocol.links import link_findings, takeovers
 from keyturn_protocol.segment import ChainState, node_key
-from keyturn_protocol.totals import Listed, LogEnd, Moment, clock_findings, listed_from, missing_after, summarise
+from keyturn_protocol.totals import Listed, LogEnd, Moment, clock_findings, listed_from, missing_after
 from keyturn_protocol.usage import FoldState, Gap, UsageRow
 from keyturn_verifier import people
 from keyturn_verifier.db.tables import (
@@ -30,7 +30,6 @@ from keyturn_verifier.db.tables import (
     segment,
     usage_gap,
     usage_hour,
-    workload_started,
 )
 from keyturn_verifier.errors import stored
 from keyturn_verifier.heads import state_of
@@ -153,17 +152,18 @@ def usage_page(
     rows = connection.execute(query.order_by(*_ROW_KEY).limit(limit)).all()
     last = rows[-1] if len(rows) == limit else None
     cursor = None if last is None else tuple(getattr(last, column.name) for column in _ROW_KEY)
-    return [_usage_row(row, row.origin) for row in rows], cursor
+    return [usage_row(row, row.origin) for row in rows], cursor
 
 
 def usage_rows(connection: Connection, names: dict[int, Origin], wanted: Filter = EVERYTHING) -> Iterator[UsageRow]:
     """All usage rows of a part of the usage, in the order of their keys."""
     query = select(usage_hour).where(*wanted.clauses()).order_by(*_ROW_KEY)
     for row in connection.execute(query):
-        yield _usage_row(row, names[row.log_id])
+        yield usage_row(row, names[row.log_id])
 
 
-def _usage_row(row: Row[Any], origin: Origin) -> UsageRow:
+def usage_row(row: Row[Any], origin: Origin) -> UsageRow:
+    """A row of the table in the form of the protocol."""
     # Columns are in the order of the table: log_id, the rest of the key, time_us, samples, the fields.
     return UsageRow(log=origin, **dict(zip(_ROW_FIELDS, row[1:], strict=False)))
 
@@ -174,29 +174,40 @@ _ROW_FIELDS = ("chip", "hour_s", "workload", "inventory_seq", "basis", "time_us"
 @stored
 def stored_gaps(connection: Connection, names: dict[int, Origin]) -> list[Gap]:
     """Gaps inside of logs."""
-    return [
-        Gap(
-            log=names[row.log_id],
-            chip=row.chip,
-            from_us=row.from_us,
-            to_us=row.to_us,
-            inventory_seq=row.inventory_seq,
-            cause=row.cause,
-        )
-        for row in connection.execute(select(usage_gap))
-    ]
+    return [gap_of(row, names[row.log_id]) for row in connection.execute(select(usage_gap))]
 
 
-def ends(connection: Connection) -> Iterator[LogEnd]:
-    """Where every log ends, and what later logs of its node list."""
-    by_log: dict[int, dict[str, Moment]] = {}
-    for row in connection.execute(select(chip_listed).order_by(chip_listed.c.start)):
-        by_log.setdefault(row.log_id, {}).setdefault(row.chip, Moment(row.boot_id, row.mono_us, row.time_us))
-    known = people.links(connection)
-    replaced = takeovers(known, people.node_logs(connection, known, by_log)) if known.by_old else {}
+def gap_of(row: Row[Any], origin: Origin) -> Gap:
+    """A row of the table of gaps in the form of the protocol."""
+    return Gap(
+        log=origin,
+        chip=row.chip,
+        from_us=row.from_us,
+        to_us=row.to_us,
+        inventory_seq=row.inventory_seq,
+        cause=row.cause,
+    )
+
+
+def ends(connection: Connection, of: Sequence[str] | None = None) -> Iterator[LogEnd]:
+    """Where every log ends, and what later logs of its node list.
+
+    :param of: only the logs of these nodes.
+    """
     query = select(log.c.id, log.c.origin, log.c.node_id, log.c.chain, log.c.fold, log.c.receipt_s).order_by(
         log.c.node_id, log.c.incarnation.desc()
     )
+    listing = select(chip_listed).order_by(chip_listed.c.start)
+    known = people.links(connection)
+    linked = bool(known.by_old) if of is None else not known.by_old.keys().isdisjoint(of)
+    if of is not None:
+        query = query.where(log.c.node_id.in_(of))
+        nodes = {*of, *known.by_old, *known.by_new} if linked else of
+        listing = listing.where(chip_listed.c.log_id.in_(select(log.c.id).where(log.c.node_id.in_(nodes))))
+    by_log: dict[int, dict[str, Moment]] = {}
+    for row in connection.execute(listing):
+        by_log.setdefault(row.log_id, {}).setdefault(row.chip, Moment(row.boot_id, row.mono_us, row.time_us))
+    replaced = takeovers(known, people.node_logs(connection, known, by_log)) if linked else {}
     node: str | None = None
     listed: Listed = {}
     for row in connection.execute(query):
@@ -220,36 +231,6 @@ def chips(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str, i
         listed: list[Chip] = parse(row.chips, list[Chip])
         found |= {(names[row.log_id], row.seq, chip.uuid): chip for chip in listed}
     return found
-
-
-def started(connection: Connection, names: dict[int, Origin]) -> dict[tuple[str, str], list[WorkloadStartedBody]]:
-    """What logs say about workloads, in order."""
-    found: dict[tuple[str, str], list[WorkloadStartedBody]] = {}
-    query = select(workload_started).order_by(workload_started.c.log_id, workload_started.c.seq)
-    for row in connection.execute(query):
-        found.setdefault((names[row.log_id], row.workload), []).append(parse(row.body, WorkloadStartedBody))
-    return found
-
-
-@stored
-def workloads(connection: Connection, wanted: Filter, until_us: int, table: ChipTable) -> list[WorkloadTotal]:
-    """Totals by workload. Silence up to ``until_us`` counts as a gap."""
-    names = origins(connection)
-    return summarise(
-        usage_rows(connection, names, wanted),
-        clipped_gaps(connection, names, wanted, until_us),
-        chips(connection, names),
-        started(connection, names),
-        table,
-    )
-
-
-def clipped_gaps(connection: Connection, names: dict[int, Origin], wanted: Filter, until_us: int) -> Iterator[Gap]:
-    """The parts of all gaps that a filter lets through."""
-    for gap in _gaps(connection, names, until_us):
-        part = wanted.clip(gap)
-        if part is not None:
-            yield part
 
 
 def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> list[Gap]:

@@ -19,6 +19,8 @@ from keyturn_protocol.api import ProblemCode
 from keyturn_verifier import config, keyfiles, service, state
 from keyturn_verifier.app import create_app
 from keyturn_verifier.clock import Clock
+from keyturn_verifier.db import durability
+from keyturn_verifier.db.engine import reading
 from keyturn_verifier.errors import VerifierError
 from keyturn_verifier.problems import Refusal, answer
 
@@ -59,6 +61,9 @@ def serve(
         keys = keyfiles.load(settings.state, settings.deployment)
         engine = state.open_database(settings, migrating=True)
         try:
+            with reading(engine) as connection:
+                if (why := durability.caution(connection)) is not None:
+                    log.warning("%s", why)
             with bind(host, port) as listener:
                 # What was imported stays for good. A batch makes and drops many thousand values without cycles,
                 # and looking through all of them for cycles took a third of its time.

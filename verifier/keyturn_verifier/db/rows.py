@@ -7,6 +7,7 @@ from keyturn_protocol.findings import Finding
 from keyturn_protocol.leaves import LeafBody, NodeCheckpointBody
 from keyturn_protocol.receive import Accepted
 from keyturn_protocol.totals import listed_in
+from keyturn_verifier.db.hours import pack_hours
 
 Row = tuple[object, ...]
 
@@ -35,7 +36,8 @@ class Rows:
         segment = accepted.segment
         self.newest_s = max(self.newest_s, receipt_s)
         frontier = accepted.head.frontier.to_bytes()
-        self.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt))
+        hours = pack_hours(key.hour_s for key in accepted.rows)
+        self.segments.append((log_id, segment.start, segment.end, accepted.sha256, frontier, receipt, hours))
         self.bodies.append((log_id, segment.start, receipt_s, frame))
         self.usage += [(log_id, *key[1:], *values) for key, values in accepted.rows.items()]
         self.gaps += [(log_id, g.chip, g.from_us, g.to_us, g.inventory_seq, g.cause) for g in accepted.gaps]

@@ -48,7 +48,7 @@ class Statements:
 
     def __init__(self, engine: Engine) -> None:
         self.move = _move(engine)
-        self.segments = _insert(engine, segment, "log_id", "start", "end", "sha256", "frontier", "receipt")
+        self.segments = _insert(engine, segment, "log_id", "start", "end", "sha256", "frontier", "receipt", "hours")
         self.bodies = _insert(engine, segment_body, "log_id", "start", "receipt_s", "body")
         self.usage = _usage(engine)
         self.gaps = _insert(engine, usage_gap, "log_id", "chip", "from_us", "to_us", "inventory_seq", "cause")

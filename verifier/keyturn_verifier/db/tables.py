@@ -74,6 +74,8 @@ class Segment(SQLModel, table=True):
     frontier: bytes
     """Of the tree of ``end`` entries."""
     receipt: bytes
+    hours: bytes | None = None
+    """The UTC hours of its usage rows: POSIX seconds, 8 bytes each. None: written before this was kept."""
 
 
 class SegmentBody(SQLModel, table=True):
@@ -134,7 +136,7 @@ class UsageGap(SQLModel, table=True):
     __tablename__ = "usage_gap"
 
     id: int | None = _key()
-    log_id: int = _big(foreign_key="log.id", index=True)
+    log_id: int = _big(foreign_key="log.id")
     chip: str
     from_us: int = _big()
     to_us: int = _big()
@@ -303,3 +305,6 @@ tree_head = _table(TreeHead)
 tree_checkpoint = _table(TreeCheckpoint)
 
 Index("usage_hour_by_workload", usage_hour.c.workload, usage_hour.c.hour_s)
+Index("usage_gap_by_log", usage_gap.c.log_id, usage_gap.c.id)
+Index("chip_listed_by_chip", chip_listed.c.chip, chip_listed.c.log_id)
+Index("workload_started_by_log", workload_started.c.log_id, workload_started.c.workload)

@@ -12,13 +12,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from keyturn_protocol.api import HEALTH, ProblemCode
 from keyturn_protocol.api_read import METRICS, READY
+from keyturn_protocol.canonical import encode
 from keyturn_protocol.leaves import parse_leaf
 from keyturn_verifier import metrics, translog
 from keyturn_verifier.auth import Right
+from keyturn_verifier.db import durability
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.tables import tree_head
 from keyturn_verifier.errors import DamagedError, stored
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.rollup import feed
 from keyturn_verifier.routes.pages import Authorization, allow
 from keyturn_verifier.service import Service
 
@@ -44,11 +47,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.get(READY)
     def readyz() -> Response:
-        """The database can be written, and the verifier's log is published in time; 503 says what isn't so."""
+        """The database can be written, and the verifier's log is published in time; 503 says what isn't so.
+
+        ``warnings``, where there are any: what doesn't keep this server from serving, and should be known.
+        """
         why = probe.why_not()
         if why is not None:
             raise Refusal(ProblemCode.OVERLOADED, why)
-        return Response(b'{"status":"ready"}', media_type="application/json", headers=_NO_STORE)
+        body = {"status": "ready"} | ({"warnings": [probe.caution]} if probe.caution is not None else {})
+        return Response(encode(body), media_type="application/json", headers=_NO_STORE)
 
     @routes.get(METRICS)
     def prometheus(request: Request, authorization: Authorization = None) -> Response:
@@ -57,10 +64,12 @@ def router(service: Service) -> APIRouter:
             if authorization is not None or not _from_here(request):
                 allow(service, connection, authorization, Right.METRICS)
             unpublished, lag_s = publish_lag(connection, service.clock())
+            behind = rollup_lag(connection)
         gauges = {
             "keyturn_queue_bytes": (service.ingest.budget.used, "Bytes of uploads that wait for an answer."),
             "keyturn_queue_limit_bytes": (service.config.limits.queue_bytes, "The most that may wait."),
             "keyturn_unpublished_leaves": (unpublished, "Leaves that no checkpoint covers yet."),
+            "keyturn_rollup_lag_leaves": (behind, "Leaves whose segments each page of totals has to add by itself."),
             "keyturn_publish_lag_seconds": (lag_s, "Age of the oldest leaf that no checkpoint covers yet."),
         }
         return Response(
@@ -87,6 +96,12 @@ def publish_lag(connection: Connection, now_us: int) -> tuple[int, float]:
     return size - published, max(0, now_us - parse_leaf(leaf).time_us) / 1_000_000
 
 
+def rollup_lag(connection: Connection) -> int:
+    """How many leaves stored sums don't hold yet; all of them before the first pass."""
+    made = feed.load(connection)
+    return feed.size(connection) - (0 if made is None else made.size)
+
+
 class _Probe:
     """Asks the database at most once in :data:`PROBE_S`."""
 
@@ -95,6 +110,7 @@ class _Probe:
         self._lock = threading.Lock()
         self._asked_s = -PROBE_S
         self._why: str | None = None
+        self.caution: str | None = None
 
     def why_not(self) -> str | None:
         """Why this server isn't ready; None: it is."""
@@ -109,6 +125,7 @@ class _Probe:
         try:
             with reading(service.engine) as connection:
                 _, lag_s = publish_lag(connection, service.clock())
+                self.caution = durability.caution(connection)
             with suppress(_Undo), writing(service.engine) as connection:
                 connection.execute(update(tree_head).values(id=tree_head.c.id))
                 raise _Undo

@@ -52,7 +52,7 @@ def one(record: Record) -> Response:
     return Response(encode_record(record), media_type=JSON, headers=HEADERS)
 
 
-def page(items: Sequence[Any], last: Sequence[int | str] | None) -> Response:
+def page(items: Sequence[Any], last: Sequence[Any] | None) -> Response:
     """A page whose next one begins after ``last``; None: it is the last."""
     following = None if last is None else base64.urlsafe_b64encode(encode(list(last))).decode()
     return Response(encode(Page(items=list(items), next=following)), media_type=JSON, headers=HEADERS)
@@ -84,3 +84,30 @@ def computed_page(
     items, until_us = service.computed.get(connection, what, until_us, now_us, make)
     end = start + limit
     return page(items[start:end], [end, until_us] if end < len(items) else None)
+
+
+def keyset_page(
+    service: Service,
+    connection: Connection,
+    what: Hashable,
+    after: str | None,
+    kind: Any,
+    limit: int,
+    now_us: int,
+    make: Callable[[int, Any], tuple[list[Any], tuple[Any, ...] | None]],
+) -> Response:
+    """A page of a list of which only the page is computed. Silence counts up to one moment in all of its pages.
+
+    :param kind: the type of the key after which a page begins.
+    """
+    until_us, key = cursor(after, tuple[int, kind]) or (None, None)
+    if until_us is not None and not 0 <= until_us <= now_us:
+        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list")
+
+    def computed(until_us: int) -> list[Any]:
+        items, last = make(until_us, key)
+        return [*items, last]
+
+    found, until_us = service.computed.get(connection, (what, key, limit), until_us, now_us, computed)
+    *items, last = found
+    return page(items, None if last is None else [until_us, list(last)])

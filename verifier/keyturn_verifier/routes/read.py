@@ -1,6 +1,6 @@
 """What readers with a token see: nodes, totals per workload and span, usage rows, findings; a page at a time."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Response
 from sqlalchemy import Connection
@@ -9,9 +9,12 @@ from keyturn_protocol.api import FINDINGS, NODES, PAGE_ITEMS, USAGE, WORKLOADS, 
 from keyturn_protocol.api_read import BUCKETS, LOGS, Bucket, By
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.findings import Finding
-from keyturn_verifier import buckets, queries
+from keyturn_verifier import queries
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.rollup.reader import WorkloadKey
+from keyturn_verifier.rollup.spans import DAY_S, LAST_S
+from keyturn_verifier.rollup.totals import BucketKey
 from keyturn_verifier.routes.pages import (
     After,
     Authorization,
@@ -23,9 +26,13 @@ from keyturn_verifier.routes.pages import (
     allow,
     computed_page,
     cursor,
+    keyset_page,
     page,
 )
 from keyturn_verifier.service import Service
+
+MOST_DAYS: Final[dict[Bucket, int]] = {"hour": 31, "day": 366, "month": 36_600}
+"""The longest span that is asked for at once: a gap of a year has a part in each of its buckets."""
 
 
 def router(service: Service) -> APIRouter:
@@ -87,13 +94,13 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         """Usage by spans of time. Hours need a span of at most 31 days, days one of at most 366."""
         wanted = queries.Filter(from_s, to_s, workload)
-        buckets.check(bucket, wanted)
+        _check(bucket, wanted)
         with reading(service.engine) as connection:
             now_us, _ = allow(service, connection, authorization)
             what = ("buckets", bucket, by, wanted)
-            return computed_page(
-                *(service, connection, what, after, limit, now_us),
-                lambda until_us: buckets.usage(connection, wanted, bucket, by, until_us, chip_table()),
+            return keyset_page(
+                *(service, connection, what, after, BucketKey, limit, now_us),
+                lambda until_us, key: service.totals.buckets(wanted, bucket, by, until_us, key, limit),
             )
 
     @routes.get(WORKLOADS)
@@ -109,9 +116,9 @@ def router(service: Service) -> APIRouter:
         wanted = queries.Filter(from_s, to_s, workload)
         with reading(service.engine) as connection:
             now_us, _ = allow(service, connection, authorization)
-            return computed_page(
-                *(service, connection, ("workloads", wanted), after, limit, now_us),
-                lambda until_us: queries.workloads(connection, wanted, until_us, chip_table()),
+            return keyset_page(
+                *(service, connection, ("workloads", wanted), after, WorkloadKey, limit, now_us),
+                lambda until_us, key: service.totals.workloads(wanted, until_us, key, limit),
             )
 
     @routes.get(FINDINGS)
@@ -125,6 +132,22 @@ def router(service: Service) -> APIRouter:
             )
 
     return routes
+
+
+def _check(bucket: Bucket, wanted: queries.Filter) -> None:
+    """That a span isn't too long for its buckets.
+
+    :raises Refusal: ``bad_request``.
+    """
+    most_s = MOST_DAYS[bucket] * DAY_S
+    span_s = (wanted.to_s or LAST_S) - (wanted.from_s or 0)
+    if bucket != "month" and (wanted.from_s is None or wanted.to_s is None or span_s > most_s):
+        raise Refusal(
+            ProblemCode.BAD_REQUEST,
+            f"bucket={bucket}: from and to must be given, at most {MOST_DAYS[bucket]} days apart",
+        )
+    if (wanted.to_s or 0) > LAST_S or (wanted.from_s or 0) >= LAST_S:
+        raise Refusal(ProblemCode.BAD_REQUEST, "from, to: after the year 9999")
 
 
 def _end(items: list[NodeLog], limit: int) -> list[int | str] | None:

@@ -4,6 +4,7 @@ from alembic import context
 from sqlmodel import SQLModel
 
 import keyturn_verifier.db.review_tables
+import keyturn_verifier.db.rollup_tables
 import keyturn_verifier.db.statement_tables
 import keyturn_verifier.db.tables  # noqa: F401  (registers the tables)
 
