@@ -129,8 +129,10 @@ class Keeper:
             if is_postgres(connection):
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             if state is None:
-                made = insert(rollup_state).values(id=_ROW, **new._asdict())
-                connection.execute(made)
+                make = postgresql.insert if is_postgres(connection) else sqlite.insert
+                first = make(rollup_state).values(id=_ROW, **new._asdict()).on_conflict_do_nothing()
+                if connection.execute(first).rowcount != 1:
+                    return False
             elif not _move(connection, state, new):
                 return False
             for table in (rollup_cell, rollup_day, rollup_log, rollup_gap):
