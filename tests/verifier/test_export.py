@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from sqlalchemy import Update, update
 
 from keyturn_protocol.bundle import parse_manifest
 from keyturn_protocol.entries import Share
-from keyturn_verifier import export
-from keyturn_verifier.db.engine import writing
+from keyturn_protocol.usage import totals_json
+from keyturn_verifier import export, queries
+from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.tables import segment, segment_body
 from keyturn_verifier.errors import UsageError, VerifierError
+from keyturn_verifier.export_totals import TotalsFile
 from tests.support.node import Client, Node
 from tests.support.verifier import Database, Verifier, call
 
@@ -241,3 +244,20 @@ def test_any_interleaving_with_other_logs_gives_the_same_totals(tmp_path: Path, 
                 thread.join()
             results.append((verifier.export(tmp_path / f"evidence-{attempt}") / "totals.json").read_bytes())
     assert results[0] == results[1]
+
+
+def test_totals_are_written_as_they_are_read(verifier: Verifier) -> None:
+    for seed in (3, 1, 2):
+        node = busy_node(verifier.joined(seed=seed))
+        for end in range(10, node.size, 40):
+            assert verifier.client.post(node.range(node.sent, end)).status == 200
+            node.sent = end
+    with reading(verifier.engine) as connection:
+        names = queries.origins(connection)
+        expected = totals_json(queries.usage_rows(connection, names), queries.stored_gaps(connection, names))
+        with TotalsFile(connection) as file:
+            assert b"".join(file.chunks()) == expected
+            assert (file.size, file.sha256) == (len(expected), sha256(expected).hexdigest())
+            assert b'"gaps":[{' in expected
+        with pytest.raises(VerifierError, match="larger than 1000 bytes"):
+            TotalsFile(connection, most_bytes=1_000)

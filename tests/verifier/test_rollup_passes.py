@@ -14,6 +14,7 @@ from keyturn_protocol.chips import ChipTable, chip_table
 from keyturn_verifier.db.engine import is_postgres, reading, writing
 from keyturn_verifier.queries import EVERYTHING, Filter
 from keyturn_verifier.rollup import feed
+from keyturn_verifier.rollup.check import check_sums
 from keyturn_verifier.rollup.keeper import Keeper
 from keyturn_verifier.rollup.reader import Totals
 from keyturn_verifier.rollup.sources import Sources
@@ -186,3 +187,35 @@ def test_no_page_reads_a_table_of_rows_from_end_to_end(tmp_path: Path, database:
                 if any(f'"{name}"' in statement or f" {name}" in statement for name in large):
                     scans = [line for line in plan.splitlines() if line.strip(" ->").startswith(("SCAN", "Seq Scan"))]
                     assert [line for line in scans if "json_each" not in line and "SCAN k" not in line] == [], statement
+
+
+@pytest.mark.parametrize(
+    ("change", "table"),
+    [
+        ("UPDATE rollup_cell SET body = (SELECT max(body) FROM rollup_cell)", "rollup_cell"),
+        ("UPDATE rollup_cell SET body = CAST('nonsense' AS {bytes})", "rollup_cell"),
+        ("DELETE FROM rollup_cell WHERE level = 2", "rollup_cell"),
+        ("DELETE FROM rollup_day", "rollup_day"),
+        ("UPDATE rollup_log SET gap_id = 0", "rollup_cell"),
+        ("UPDATE rollup_place SET organisation = 'Nobody'", "rollup_cell"),
+        ("UPDATE rollup_chip SET chip = 'GPU-other' WHERE number = 0", "rollup_cell"),
+        ("UPDATE rollup_state SET size = size + 100", "rollup_state"),
+    ],
+)
+def test_changed_sums_are_found(tmp_path: Path, database: Database, change: str, table: str) -> None:
+    with Verifier(tmp_path, db=database, **QUIET) as verifier:
+        load(verifier)
+        node = verifier.enrolled(usage=3)
+        node.heartbeat(5_000_000_000)
+        node.usage(2)
+        assert verifier.client.post(node.segment()).status == 200
+        settle(verifier)
+        node.usage(9)
+        assert verifier.client.post(node.segment()).status == 200
+        with reading(verifier.engine) as connection:
+            assert list(check_sums(connection, chip_table())) == []
+        kind = "bytea" if is_postgres(verifier.engine) else "blob"
+        with writing(verifier.engine) as connection:
+            connection.execute(text(change.format(bytes=kind)))
+        with reading(verifier.engine) as connection:
+            assert {one.table for one in check_sums(connection, chip_table())} >= {table}

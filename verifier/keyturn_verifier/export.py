@@ -7,12 +7,13 @@ nothing that a leaf doesn't cover.
 
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, select
 
@@ -36,7 +37,6 @@ from keyturn_protocol.limits import TEXT_CHARS
 from keyturn_protocol.merkle import leaf_hash, root_of
 from keyturn_protocol.segment import node_key
 from keyturn_protocol.tiles import ENTRIES, TILE_WIDTH, Tile, encode_bundle, encode_hashes
-from keyturn_protocol.usage import totals_json
 from keyturn_verifier import keyfiles, queries, translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
@@ -44,8 +44,22 @@ from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.statement_tables import statement
 from keyturn_verifier.db.tables import evidence, segment, segment_body
 from keyturn_verifier.errors import UsageError, VerifierError, stored
+from keyturn_verifier.export_totals import TotalsFile
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.upload import decompress
+
+
+class File(NamedTuple):
+    """One file of a bundle; its chunks are there until the next file is asked for."""
+
+    path: str
+    size: int
+    chunks: Iterable[bytes]
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> "File":
+        """A file that is in memory."""
+        return cls(path, len(data), (data,))
 
 
 def export(settings: Config, engine: Engine, out: Path, case: str | None, clock: Clock) -> Path:
@@ -59,10 +73,11 @@ def export(settings: Config, engine: Engine, out: Path, case: str | None, clock:
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".keyturn-export-", dir=out.parent))
     try:
-        for path, data in bundle_files(settings, engine, keys, case, clock):
-            target = made / path
+        for file in bundle_files(settings, engine, keys, case, clock):
+            target = made / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            with target.open("wb") as out_file:
+                out_file.writelines(file.chunks)
         made.chmod(0o755)
         made.rename(out)
     except BaseException:
@@ -73,7 +88,7 @@ def export(settings: Config, engine: Engine, out: Path, case: str | None, clock:
 
 def bundle_files(
     settings: Config, engine: Engine, keys: keyfiles.Keys, case: str | None, clock: Clock
-) -> Generator[tuple[str, bytes], None, None]:
+) -> Generator[File, None, None]:
     """Every file of a new bundle, one at a time, the manifest last: without it, what came before is no bundle.
 
     The snapshot stays open until the end or ``close()``.
@@ -89,17 +104,18 @@ def bundle_files(
         mark = _mark(engine, snapshot, keys.log, case, clock)
         for path, data in _parts(snapshot, refs, mark):
             hashes[path] = sha256(data).hexdigest()
-            yield path, data
+            yield File.of(path, data)
         totals = _totals(snapshot)
-    hashes[TOTALS] = sha256(totals).hexdigest()
-    yield TOTALS, totals
-    yield MANIFEST, encode_record(_manifest(settings, keys.trust(settings.deployment), mark, refs, hashes))
+    with totals:
+        hashes[TOTALS] = totals.sha256
+        yield File(TOTALS, totals.size, totals.chunks())
+    manifest = encode_record(_manifest(settings, keys.trust(settings.deployment), mark, refs, hashes))
+    yield File.of(MANIFEST, manifest)
 
 
 @stored
-def _totals(snapshot: Connection) -> bytes:
-    names = queries.origins(snapshot)
-    return totals_json(queries.usage_rows(snapshot, names), queries.stored_gaps(snapshot, names))
+def _totals(snapshot: Connection) -> TotalsFile:
+    return TotalsFile(snapshot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ def usage_page(
 def usage_rows(connection: Connection, names: dict[int, Origin], wanted: Filter = EVERYTHING) -> Iterator[UsageRow]:
     """All usage rows of a part of the usage, in the order of their keys."""
     query = select(usage_hour).where(*wanted.clauses()).order_by(*_ROW_KEY)
-    for row in connection.execute(query):
+    for row in connection.execute(query.execution_options(yield_per=2_000)):
         yield usage_row(row, names[row.log_id])
 
 

@@ -77,7 +77,7 @@ class Places:
         self.new: dict[int, tuple[str, str]] = {}
 
     def of(self, facts: LogFacts) -> int:
-        name = (facts.organisation, facts.site)
+        name = facts.place
         if name not in self._ids:
             self._ids[name] = place = max(self.names, default=-1) + 1
             self.names[place] = self.new[place] = name

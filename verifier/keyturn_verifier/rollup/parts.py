@@ -72,15 +72,16 @@ class Part:
 
         :param rate: the most FLOP for each µs of those that have a bound, together; ``unbounded`` have none.
         """
-        sums, time_us = self.sums, (to_us - from_us) * count
-        sums[TIME] += time_us
-        sums[GAPS] += time_us
-        sums[NO_ENERGY] += count
-        sums[PIECES] += count
-        for high, none in ((HIGH, UNBOUNDED), (D_HIGH, D_UNBOUNDED)):
-            sums[high] += rate * (to_us - from_us)
-            sums[none] += unbounded
+        self.missing((to_us - from_us) * count, rate * (to_us - from_us), count, unbounded)
         self.span(from_us // 1_000_000, -(-to_us // 1_000_000))
+
+    def missing(self, time_us: int, high: int, count: int, unbounded: int) -> None:
+        """Add time of which nothing is known but what chips can do at most."""
+        for at, value in (
+            *((TIME, time_us), (GAPS, time_us), (NO_ENERGY, count), (PIECES, count)),
+            *((HIGH, high), (UNBOUNDED, unbounded), (D_HIGH, high), (D_UNBOUNDED, unbounded)),
+        ):
+            self.sums[at] += value
 
     def span(self, from_s: int, to_s: int) -> None:
         """Widen the time that this is of."""

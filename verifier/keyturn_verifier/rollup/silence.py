@@ -3,8 +3,8 @@
 The verifier's log says which logs moved since it was last asked for; only their nodes are read again.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Final
 
 from sqlalchemy import Connection, select
@@ -29,13 +29,8 @@ _FAR_US: Final = 2**62
 _NODES: Final = 500
 
 
-@dataclass(slots=True)
-class _Owed:
-    """A stretch whose chips may not have numbers yet."""
-
-    stretch: Stretch
-    chips: tuple[str, ...]
-    known: bool = False
+_Unknown = tuple[Stretch, tuple[str, ...]]
+"""A stretch whose chips have no numbers yet, and their names."""
 
 
 class Silence:
@@ -45,30 +40,34 @@ class Silence:
         self._sources = sources
         self._table = table
         self._size = 0
-        self._nodes: dict[str, list[_Owed]] = {}
-        self._unknown: set[str] = set()
+        self._known: dict[str, list[Stretch]] = {}
+        self._unknown: dict[str, list[_Unknown]] = {}
+        """By node; a node is in one of the two."""
 
-    def stretches(self, connection: Connection, named: ChipNumbers) -> Iterator[Stretch]:
+    def stretches(self, connection: Connection, named: ChipNumbers) -> list[Stretch]:
         """Everything that is missing, as of a snapshot: up to when a stretch names, or up to now."""
         size = feed.size(connection)
         if size < self._size:
             # A snapshot older than what is kept, or another database in the place of the old one.
-            self._size, self._nodes, self._unknown = 0, {}, set()
+            self._size, self._known, self._unknown = 0, {}, {}
         if self._size == 0:
             nodes: Iterable[str] = connection.execute(select(log.c.node_id).distinct()).scalars().all()
         else:
             nodes = {parse_origin(origin).node_id for origin in feed.origins(connection, self._size, size)}
         self._read(connection, sorted(nodes))
         self._size = size
-        for node in sorted(self._unknown):
-            self._number(connection, node)
-        for node, owed in self._nodes.items():
-            for one in owed:
-                if node in self._unknown and not one.known:
-                    of = named.of(one.chips)
-                    yield one.stretch._replace(chips=numbers.of(of[chip] for chip in one.chips))
-                else:
-                    yield one.stretch
+        stored = self._sources.numbers(
+            connection, {chip for owed in self._unknown.values() for _, chips in owed for chip in chips}
+        )
+        for node, owed in list(self._unknown.items()):
+            if all(chip in stored for _, chips in owed for chip in chips):
+                self._known[node] = [_numbered(one, chips, stored) for one, chips in owed]
+                del self._unknown[node]
+        found = list(chain.from_iterable(self._known.values()))
+        # New numbers are of this snapshot only: they may never be stored.
+        left = [one for owed in self._unknown.values() for one in owed]
+        of = named.of({chip for _, chips in left for chip in chips})
+        return found + [_numbered(one, chips, of) for one, chips in left]
 
     def _read(self, connection: Connection, nodes: list[str]) -> None:
         """Read some nodes again."""
@@ -76,20 +75,30 @@ class Silence:
             part = nodes[first : first + _NODES]
             gaps = [gap for end in queries.ends(connection, part) for gap in missing_after(end, _FAR_US)]
             ids = self._sources.ids(connection, {gap.log for gap in gaps})
+            facts = self._sources.logs(connection, ids.values())
             rates = self._rates(connection, {(ids[gap.log], gap.inventory_seq, gap.chip) for gap in gaps})
             for node in part:
-                self._nodes[node] = []
-            self._unknown.update(part)
+                self._known.pop(node, None)
+                self._unknown[node] = []
             together: dict[tuple[str, int, int], list[Gap]] = {}
             for gap in gaps:
                 together.setdefault((gap.log, gap.from_us, gap.to_us), []).append(gap)
             for (origin, from_us, to_us), same in together.items():
-                each = [rates[ids[origin], gap.inventory_seq, gap.chip] for gap in same]
+                of = facts[ids[origin]]
+                each = [rates[of.id, gap.inventory_seq, gap.chip] for gap in same]
                 bounds = [rate for rate in each if rate is not None]
-                until_us = None if to_us == _FAR_US else to_us
-                missing, unbounded = len(same), len(same) - len(bounds)
-                stretch = Stretch(ids[origin], from_us, until_us, missing, sum(bounds), unbounded, {}, silent=True)
-                self._nodes[parse_origin(origin).node_id].append(_Owed(stretch, tuple(gap.chip for gap in same)))
+                stretch = Stretch(
+                    log_id=of.id,
+                    from_us=from_us,
+                    to_us=None if to_us == _FAR_US else to_us,
+                    missing=len(same),
+                    rate=sum(bounds),
+                    unbounded=len(same) - len(bounds),
+                    chips={},
+                    silent=True,
+                    place=of.place,
+                )
+                self._unknown[of.node_id].append((stretch, tuple(gap.chip for gap in same)))
 
     def _rates(
         self, connection: Connection, wanted: set[tuple[int, int, str]]
@@ -103,13 +112,6 @@ class Silence:
                 rates[row.log_id, row.seq, chip.uuid] = gap_rate(chip, self._table)
         return rates
 
-    def _number(self, connection: Connection, node: str) -> None:
-        """Number a node's chips with what is stored by now; without new numbers, which may never be stored."""
-        owed = self._nodes[node]
-        known = self._sources.numbers(connection, {chip for one in owed for chip in one.chips})
-        for one in owed:
-            if not one.known and all(chip in known for chip in one.chips):
-                one.stretch = one.stretch._replace(chips=numbers.of(known[chip] for chip in one.chips))
-                one.known = True
-        if all(one.known for one in owed):
-            self._unknown.discard(node)
+
+def _numbered(one: Stretch, chips: Iterable[str], of: Mapping[str, int]) -> Stretch:
+    return one._replace(chips=numbers.of(of[chip] for chip in chips))

@@ -28,6 +28,11 @@ class LogFacts(NamedTuple):
     organisation: str
     site: str
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Organisation and site."""
+        return self.organisation, self.site
+
 
 Inventories = Mapping[int, Mapping[str, Chip]]
 """Entry → uuid → the chip as described there."""

@@ -14,8 +14,8 @@ from keyturn_verifier.rollup import numbers
 from keyturn_verifier.rollup.delta import EVERY
 from keyturn_verifier.rollup.parts import Part
 from keyturn_verifier.rollup.spans import Level, cut, span_of
-from keyturn_verifier.rollup.stretch import add_stretch, overlap
-from keyturn_verifier.rollup.view import Place, View
+from keyturn_verifier.rollup.stretch import Place, Tally, overlap
+from keyturn_verifier.rollup.view import View
 
 LEVELS: Final[Mapping[Bucket, Level]] = {"hour": Level.HOUR, "day": Level.DAY, "month": Level.MONTH}
 _POOLS: Final = sorted((UNATTRIBUTED, GAP))
@@ -51,13 +51,14 @@ def workloads(
 
 def missing(view: View, wanted: Filter, until_us: int, group: Callable[[Place], G]) -> dict[G, Part]:
     """Long gaps and silences within a filter, by group."""
-    sums: dict[G, Part] = {}
-    if wanted.workload not in (None, GAP):
-        return sums
-    for place, one in view.stretches():
+    sums: dict[G, Tally] = {}
+    for one in view.stretches() if wanted.workload in (None, GAP) else ():
         if (inside := overlap(one, wanted, until_us)) is not None:
-            add_stretch(sums.setdefault(group(place), Part()), one, *inside)
-    return sums
+            name = group(one.place)
+            if name not in sums:
+                sums[name] = Tally()
+            sums[name].add(one, *inside)
+    return {name: tally.part() for name, tally in sums.items()}
 
 
 class BucketKey(NamedTuple):
@@ -155,15 +156,19 @@ def spread(
     view: View, wanted: Filter, level: Level, until_us: int, group: Callable[[Place], str], least_s: int
 ) -> dict[int, dict[str, Part]]:
     """Long gaps and silences, by bucket and group, from the bucket on that begins at ``least_s``."""
-    sums: dict[int, dict[str, Part]] = {}
-    if wanted.workload not in (None, GAP):
-        return sums
-    for place, one in view.stretches():
+    sums: dict[tuple[int, str], Tally] = {}
+    for one in view.stretches() if wanted.workload in (None, GAP) else ():
         inside = overlap(one, wanted, until_us)
         if inside is not None:
+            name = group(one.place)
             for start, from_us, to_us in pieces(level, max(inside[0], least_s * 1_000_000), inside[1]):
-                add_stretch(sums.setdefault(start, {}).setdefault(group(place), Part()), one, from_us, to_us)
-    return sums
+                if (start, name) not in sums:
+                    sums[start, name] = Tally()
+                sums[start, name].add(one, from_us, to_us)
+    parts: dict[int, dict[str, Part]] = {}
+    for (start, name), tally in sums.items():
+        parts.setdefault(start, {})[name] = tally.part()
+    return parts
 
 
 def pieces(level: Level, from_us: int, to_us: int) -> Iterator[tuple[int, int, int]]:

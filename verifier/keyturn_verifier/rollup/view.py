@@ -16,12 +16,10 @@ from keyturn_verifier.rollup.parts import Part
 from keyturn_verifier.rollup.silence import Silence
 from keyturn_verifier.rollup.sources import Sources
 from keyturn_verifier.rollup.spans import Level, Span, cut
-from keyturn_verifier.rollup.stretch import Stretch, decode_stretch
+from keyturn_verifier.rollup.stretch import Place, Stretch, decode_stretch
 
 RULES: Final = 1
 """Grows when sums would come out differently with the same chip table."""
-Place = tuple[str, str]
-"""Organisation and site."""
 ALWAYS: Final[Sequence[Span] | None] = None
 """In place of spans: every month there is."""
 
@@ -53,17 +51,17 @@ class View:
         self._delta: Delta = work.done()
         self._facts = sources
         self._silence = silence
-        self._stretches: list[tuple[Place, Stretch]] | None = None
+        self._stretches: list[Stretch] | None = None
 
-    def stretches(self) -> list[tuple[Place, Stretch]]:
+    def stretches(self) -> list[Stretch]:
         """Long gaps and silences."""
         if self._stretches is None:
-            found = [one for one, _ in self._delta.long]
+            long = [one for one, _ in self._delta.long]
             if self._stored:
-                found += [decode_stretch(row.body) for row in self._connection.execute(select(rollup_gap))]
-            found += self._silence.stretches(self._connection, self._delta.numbers)
-            facts = self._facts.logs(self._connection, {one.log_id for one in found})
-            self._stretches = [((facts[one.log_id].organisation, facts[one.log_id].site), one) for one in found]
+                long += [decode_stretch(row.body) for row in self._connection.execute(select(rollup_gap))]
+            facts = self._facts.logs(self._connection, {one.log_id for one in long})
+            self._stretches = [one._replace(place=facts[one.log_id].place) for one in long]
+            self._stretches += self._silence.stretches(self._connection, self._delta.numbers)
         return self._stretches
 
     @property

@@ -19,7 +19,7 @@ from keyturn_protocol.tar import END, format_member
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.errors import OutcomeUnknown, VerifierError
-from keyturn_verifier.export import bundle_files
+from keyturn_verifier.export import File, bundle_files
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.pages import Authorization, allow
 from keyturn_verifier.service import Service
@@ -70,7 +70,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _chunks(files: Generator[tuple[str, bytes], None, None], *, compressed: bool) -> Generator[bytes, None, None]:
+def _chunks(files: Generator[File, None, None], *, compressed: bool) -> Generator[bytes, None, None]:
     """The stream in pieces of about :data:`CHUNK` bytes."""
     packer = zstd.ZstdCompressor(level=3) if compressed else None
     pieces: list[bytes] = []
@@ -85,9 +85,11 @@ def _chunks(files: Generator[tuple[str, bytes], None, None], *, compressed: bool
     yield b"".join(pieces) if packer is None else b"".join([*pieces, packer.flush()])
 
 
-def _tar(files: Generator[tuple[str, bytes], None, None]) -> Generator[bytes, None, None]:
-    for path, data in files:
-        yield format_member(path, len(data)) + data + bytes(-len(data) % 512)
+def _tar(files: Generator[File, None, None]) -> Generator[bytes, None, None]:
+    for file in files:
+        yield format_member(file.path, file.size)
+        yield from file.chunks
+        yield bytes(-file.size % 512)
     yield END
 
 
@@ -99,7 +101,7 @@ class _Stream(Response):
     def __init__(
         self,
         chunks: Generator[bytes, None, None],
-        files: Generator[tuple[str, bytes], None, None],
+        files: Generator[File, None, None],
         slots: threading.BoundedSemaphore,
         timeout_s: float,
     ) -> None:
