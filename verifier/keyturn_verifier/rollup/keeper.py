@@ -131,7 +131,7 @@ class Keeper:
             if state is None:
                 make = postgresql.insert if is_postgres(connection) else sqlite.insert
                 first = make(rollup_state).values(id=_ROW, **new._asdict()).on_conflict_do_nothing()
-                if connection.execute(first).rowcount != 1:
+                if connection.execute(first.returning(rollup_state.c.id)).first() is None:
                     return False
             elif not _move(connection, state, new):
                 return False
