@@ -271,7 +271,7 @@ def pages(totals: Totals) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "whole deployment, 100 workloads from the middle", workloads(Filter(), 100, (False, job))
     yield "whole deployment, the pools", workloads(Filter(), 100, (False, "z"))
     yield "one workload, all time", workloads(Filter(workload=job))
-    yield "one workload, a ragged span", workloads(Filter(ragged[0], ragged[1], job))
+    yield "one workload, a ragged span", workloads(Filter(ragged.from_s, ragged.to_s, job))
     yield "one pool, the year by month", buckets(Filter(FIRST_S, NOW_S, UNATTRIBUTED), "month", "workload")
     yield "the year by month and organisation, 144 lines", buckets(year, "month", "organisation", 1_000)
     yield "the year by day and organisation, 100 lines", buckets(year, "day", "organisation")

@@ -24,7 +24,7 @@ from tests.support.node import HOUR_US, START_US, Node, chip
 from tests.support.verifier import DAY_US, Database, Verifier
 
 HOUR_S = 3_600
-SEEDS, ACTS = (40, 120) if LONG else (2, 30)
+SEEDS, ACTS = (40, 120) if LONG else (2, 20)
 NAMES = ["NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "Nobody's GPU"]
 WORKLOADS = [None, "slurm:1", "slurm:2", "user:1000"]
 
@@ -171,6 +171,7 @@ def filters(random: Random) -> Iterator[Filter]:
             yield Filter(from_s, to_s, which)
 
 
+@pytest.mark.timeout(1_800 if LONG else 300)
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_sums_are_those_of_all_rows_at_any_moment(
     tmp_path: Path, database: Database, seed: int, monkeypatch: pytest.MonkeyPatch

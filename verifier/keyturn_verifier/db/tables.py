@@ -9,6 +9,11 @@ from typing import Final
 from sqlalchemy import BigInteger, Index, Integer, Table, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
+from keyturn_verifier.db.tree_tables import tree_checkpoint as tree_checkpoint
+from keyturn_verifier.db.tree_tables import tree_head as tree_head
+from keyturn_verifier.db.tree_tables import tree_leaf as tree_leaf
+from keyturn_verifier.db.tree_tables import tree_node as tree_node
+
 _ID: Final = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -237,49 +242,6 @@ class ReaderToken(SQLModel, table=True):
     revoked_us: int | None = _some()
 
 
-class TreeLeaf(SQLModel, table=True):
-    """A leaf of the verifier's log."""
-
-    __tablename__ = "tree_leaf"
-
-    index: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
-    hash: bytes
-    data: bytes
-
-
-class TreeNode(SQLModel, table=True):
-    """The root of a full tile of the level below: what hash tiles above level 0 are made of."""
-
-    __tablename__ = "tree_node"
-
-    level: int = _big(primary_key=True)
-    index: int = _big(primary_key=True)
-    hash: bytes
-
-
-class TreeHead(SQLModel, table=True):
-    """The newest state of the verifier's log: one row, locked by whoever appends."""
-
-    __tablename__ = "tree_head"
-
-    id: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
-    size: int = _big()
-    frontier: bytes
-    time_us: int = _big()
-    """Of the newest leaf; times of leaves and receipts never go back."""
-
-
-class TreeCheckpoint(SQLModel, table=True):
-    """A signed checkpoint of the verifier's log; one for a size, ever."""
-
-    __tablename__ = "tree_checkpoint"
-
-    size: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
-    note: bytes
-    time_us: int = _big()
-    """When it was signed: any replica's next one waits for the interval."""
-
-
 def _table(model: type[SQLModel]) -> Table:
     table = SQLModel.metadata.tables[str(model.__tablename__)]
     assert isinstance(table, Table)  # noqa: S101
@@ -299,10 +261,6 @@ finding = _table(StoredFinding)
 evidence = _table(Evidence)
 join_token = _table(JoinToken)
 reader_token = _table(ReaderToken)
-tree_leaf = _table(TreeLeaf)
-tree_node = _table(TreeNode)
-tree_head = _table(TreeHead)
-tree_checkpoint = _table(TreeCheckpoint)
 
 Index("usage_hour_by_workload", usage_hour.c.workload, usage_hour.c.hour_s)
 Index("usage_gap_by_log", usage_gap.c.log_id, usage_gap.c.id)

@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine, delete, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from keyturn_protocol.chips import ChipTable
 from keyturn_verifier.db.engine import is_postgres, reading, writing
@@ -44,6 +45,7 @@ LOGS: Final = 16
 """Put in as a whole in one pass, when sums are made for the first time."""
 _REST: Final = 9
 """How many times as long as a pass took there is none."""
+_AFTER_ERROR_S: Final = 60.0
 _ROW: Final = 1
 
 
@@ -77,9 +79,14 @@ class Keeper:
             began = time.monotonic()
             try:
                 more = self.step()
-            except (DBAPIError, OutcomeUnknown) as error:
+            except (DBAPIError, OutcomeUnknown, PoolTimeout) as error:
                 log.warning("sums could not be brought up to date: %s", error)
                 more = False
+            except Exception:
+                # The thread has to go on: totals are right without it, and only slower.
+                log.exception("sums could not be brought up to date; see keyturn-verifier check")
+                more = False
+                self._stop.wait(_AFTER_ERROR_S)
             took_s = time.monotonic() - began
             wait_s = took_s * _REST if more else max(self._interval_s, took_s * _REST)
 
