@@ -16,7 +16,7 @@ from keyturn_protocol.flop import gap_rate
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.totals import missing_after
 from keyturn_protocol.usage import Gap
-from keyturn_verifier import queries
+from keyturn_verifier import people, queries
 from keyturn_verifier.db.tables import inventory, log
 from keyturn_verifier.rollup import feed, numbers
 from keyturn_verifier.rollup.delta import ChipNumbers
@@ -39,7 +39,7 @@ class Silence:
     def __init__(self, sources: Sources, table: ChipTable) -> None:
         self._sources = sources
         self._table = table
-        self._size = 0
+        self._size = self._links = 0
         self._known: dict[str, list[Stretch]] = {}
         self._unknown: dict[str, list[_Unknown]] = {}
         """By node; a node is in one of the two."""
@@ -49,13 +49,17 @@ class Silence:
         size = feed.size(connection)
         if size < self._size:
             # A snapshot older than what is kept, or another database in the place of the old one.
-            self._size, self._known, self._unknown = 0, {}, {}
+            self._size, self._links, self._known, self._unknown = 0, 0, {}, {}
+        known = people.links(connection)
         if self._size == 0:
-            nodes: Iterable[str] = connection.execute(select(log.c.node_id).distinct()).scalars().all()
+            nodes = set(connection.execute(select(log.c.node_id).distinct()).scalars())
         else:
             nodes = {parse_origin(origin).node_id for origin in feed.origins(connection, self._size, size)}
+        if len(known.by_old) != self._links or not nodes.isdisjoint((*known.by_old, *known.by_new)):
+            # What a replaced node owes ends where the new one names its chips.
+            nodes |= known.by_old.keys()
         self._read(connection, sorted(nodes))
-        self._size = size
+        self._size, self._links = size, len(known.by_old)
         stored = self._sources.numbers(
             connection, {chip for owed in self._unknown.values() for _, chips in owed for chip in chips}
         )
