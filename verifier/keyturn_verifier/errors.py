@@ -4,6 +4,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import msgspec
+from backports import zstd
+
 from keyturn_protocol.errors import ProtocolError
 
 P = ParamSpec("P")
@@ -48,7 +51,7 @@ def stored(read: Callable[P, T]) -> Callable[P, T]:
     def reading(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return read(*args, **kwargs)
-        except (ProtocolError, LookupError, ValueError, TypeError) as error:
+        except (ProtocolError, LookupError, ValueError, TypeError, msgspec.MsgspecError, zstd.ZstdError) as error:
             raise DamagedError(f"{type(error).__name__}: {error}") from error
 
     return reading

@@ -9,6 +9,7 @@ from keyturn_protocol.api_read import Bucket, By
 from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
 from keyturn_verifier.db.engine import reading
+from keyturn_verifier.errors import stored
 from keyturn_verifier.queries import Filter
 from keyturn_verifier.rollup import apart, totals
 from keyturn_verifier.rollup.silence import Silence
@@ -31,6 +32,7 @@ class Totals:
         self._sources = sources
         self._silence = Silence(sources, table)
 
+    @stored
     def workloads(self, wanted: Filter, until_us: int, after: WorkloadKey | None, limit: int) -> Found:
         """Totals by workload, the pools last."""
         with reading(self._engine) as connection:
@@ -39,6 +41,7 @@ class Totals:
         last = items[-1].workload if len(items) == limit else None
         return items, None if last is None else (last in (GAP, UNATTRIBUTED), last)
 
+    @stored
     def buckets(
         self, wanted: Filter, bucket: Bucket, by: By, until_us: int, after: BucketKey | None, limit: int
     ) -> Found:
