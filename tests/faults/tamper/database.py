@@ -36,7 +36,7 @@ def operators() -> list[Edit]:
     """All of them, table by table."""
     made: list[Edit] = []
     for table in SQLModel.metadata.sorted_tables:
-        if table.name in NOT_YET:
+        if table.name in NOT_YET or table.name.startswith("rollup_"):  # a cache: test_rollup_passes edits it
             continue
         for column in table.columns:
             why_not = UNCHECKED.get(table.name) or UNCHECKED.get(f"{table.name}.{column.name}")
