@@ -57,9 +57,7 @@ class Postgres:
 class Server(Postgres):
     """A server of our own, in a folder."""
 
-    def __init__(
-        self, binaries: Path, folder: Path, *, durable: bool = False, after: "Server | None" = None
-    ) -> None:
+    def __init__(self, binaries: Path, folder: Path, *, durable: bool = False, after: "Server | None" = None) -> None:
         super().__init__(f"postgresql://postgres@/postgres?host={folder}")
         self.binaries = binaries
         # Kills of processes lose nothing without fsync; only those of machines would.
