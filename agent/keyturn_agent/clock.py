@@ -41,7 +41,9 @@ class StopFlag:
 
     def wait(self, seconds: float) -> None:
         if not self._requested and seconds > 0:
-            select.select([self._out], [], [], seconds)
+            poll = select.poll()
+            poll.register(self._out, select.POLLIN)
+            poll.poll(seconds * 1000)
 
 
 _SPREAD_US: Final = 20_000

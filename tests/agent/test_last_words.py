@@ -198,7 +198,7 @@ def test_a_sealed_key_comes_from_the_service_manager(host: Host, tmp_path: Path)
     with pytest.raises(StoreError, match="others may read"):
         given.signer(1)
     (credentials / CREDENTIAL).chmod(0o400)
-    with pytest.raises(StoreError, match="none was given as the credential"):
+    with pytest.raises(StoreError, match="no key was given as the credential"):
         Keyring(host.folder, enrolment, {}).signer(1)
     (credentials / CREDENTIAL).unlink()
     FileSigner.generate().save(credentials / CREDENTIAL)

@@ -148,7 +148,9 @@ def _gone(pid: int, patience_s: float) -> bool:
     """Whether a process ends within the time."""
     descriptor = os.pidfd_open(pid)
     try:
-        return bool(select.select([descriptor], [], [], patience_s)[0])
+        poll = select.poll()  # unlike select, with descriptors of any number
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(patience_s * 1000))
     finally:
         os.close(descriptor)
 

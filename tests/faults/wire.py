@@ -5,7 +5,7 @@ ends with Sync, Query or the end of a COPY: after it the client waits for an ans
 question goes to the server, once its answer is there and before the client has it, or let it go and not wait.
 """
 
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -85,8 +85,15 @@ class _Connection:
         self._from_client = self._from_server = b""
 
     def run(self) -> None:
+        waiting = selectors.DefaultSelector()
+        for side in (self.client, self.server):
+            waiting.register(side, selectors.EVENT_READ)
+        with waiting:
+            self._relay(waiting)
+
+    def _relay(self, waiting: selectors.BaseSelector) -> None:
         while True:
-            ready, _, _ = select.select([self.client, self.server], [], [])
+            ready = [key.fileobj for key, _ in waiting.select()]
             if self.server in ready:
                 data = self.server.recv(65_536)
                 if not data:

@@ -36,7 +36,8 @@ def test_what_came_in_by_itself_is_as_it_has_to_be(verifier: Verifier) -> None:
     verifier.joined()
     verifier.reader_token()
     assert differences(verifier) == []
-    (_, kept), *_, (_, newest) = verifier.dump_checkpoints()
+    checkpoints = verifier.dump_checkpoints()  # one a second at most
+    (_, kept), (_, newest) = checkpoints[0], checkpoints[-1]
     assert differences(verifier, kept) == differences(verifier, newest) == []
 
 
