@@ -137,7 +137,7 @@ def read_enrolment(folder: Path) -> tuple[Enrolment, Pinned]:
     if pinned.sha256 != enrolment.trust_sha256 or pinned.deployment != enrolment.deployment:
         raise StoreError(
             "bad_state",
-            f"{folder}/trust.json is not the one that was enrolled with "
+            f"{folder}/trust.json is not the one that was enrolled with, as {folder}/config.json has it "
             f"(expected sha256 {enrolment.trust_sha256}, got {pinned.sha256})",
             hint=hint,
         )

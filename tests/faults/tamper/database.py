@@ -17,7 +17,7 @@ from keyturn_verifier.db import review_tables, tables
 from keyturn_verifier.db.engine import is_postgres
 
 NOT_YET = {"statement", "node_replacement"}
-"""Tables that `check` doesn't replay yet: their leaves are held by the verifier's log, their rows by nothing."""
+"""Tables that the site of these operators leaves empty; tests/verifier/test_statements.py edits their rows."""
 FAR = 1_000_003
 """Added to a number, it is nobody else's."""
 assert review_tables.finding_closing is not None  # its tables are in the metadata

@@ -5,6 +5,7 @@ its turn before it has read anything. On PostgreSQL a writer runs in READ COMMIT
 order of :mod:`keyturn_verifier.db.commit`; a reader sees one snapshot.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -111,8 +112,12 @@ def is_postgres(engine: Engine | Connection) -> bool:
 def _on_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transaction control is off: it would begin too late and in the wrong mode.
     connection.isolation_level = None
-    for pragma in _PRAGMAS:
-        connection.execute(pragma)
+    try:
+        for pragma in _PRAGMAS:
+            connection.execute(pragma)
+    except UnicodeDecodeError as error:
+        # SQLite names what it couldn't read in a damaged schema, byte for byte.
+        raise sqlite3.DatabaseError(f"malformed database schema: {error.object!r}") from None
 
 
 def _on_postgres(connection: Any, record: Any) -> None:
