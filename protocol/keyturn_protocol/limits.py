@@ -72,3 +72,7 @@ SCOPE_ITEMS: Final = 4_096
 """Chips, and sites, that a scope names."""
 ANSWERED: Final = 1_024
 """Events of a run that a proposal names."""
+OPENINGS_BYTES: Final = 256 * 1024
+"""What the commitments of a run were made from."""
+ARGUMENTS: Final = 4_096
+"""Of a command line in an opening."""

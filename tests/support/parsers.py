@@ -17,6 +17,7 @@ from keyturn_protocol.keys import SignatureType, parse_vkey
 from keyturn_protocol.leaves import parse_leaf
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.note import parse_note, parse_signature
+from keyturn_protocol.openings import format_openings, parse_openings
 from keyturn_protocol.public_keys import parse_public_key
 from keyturn_protocol.segment import (
     ChainState,
@@ -150,6 +151,10 @@ PARSERS: dict[str, Parser] = {
     "envelope": Parser(lambda data: parse_envelope(data).to_bytes(), ENVELOPES),
     "statement": Parser(statement, ENVELOPES),
     "payload": Parser(lambda data: format_statement(parse_payload("replacement", data)), PAYLOADS),
+    "openings": Parser(
+        lambda data: format_openings(parse_openings(data)),
+        [encode({"parts": {"argv": {"salt": "01" * 32, "value": ["a", "-b"]}}, "v": 1}), b'{"parts":{},"v":1}'],
+    ),
     "totals": Parser(of_json(Totals), [b'{"gaps":[],"usage_hour":[],"v":1}']),
     "leaf": Parser(lambda data: encode(parse_leaf(data)), SITE.leaves),
     "manifest": Parser(lambda data: encode(parse_manifest(data)), [BUNDLE.read(MANIFEST)]),
