@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from keyturn_cli import __version__
+from keyturn_cli import __version__, settings
 from keyturn_cli.client import authorities
-from keyturn_cli.commands import audit, demo, read, remote, sign
+from keyturn_cli.commands import audit, demo, explain, read, remote, sign
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.groups import group
 from keyturn_cli.output import complain, talk
@@ -47,6 +47,7 @@ app.add_typer(
 )
 app.add_typer(group("maintenance", remote.maintenance, "Windows of work.", add=remote.announce, cancel=remote.cancel))
 app.add_typer(group("audit", audit.audit, "Recompute a bundle offline; trace SUBJECT BUNDLE.", trace=audit.trace))
+app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
 
 _Usage: Any = typer.BadParameter.__mro__[2]
@@ -81,7 +82,10 @@ def _top(
 def main(arguments: Sequence[str] | None = None) -> int:
     """One call of the program; returns its exit code: 0 fine, 1 rejected, 2 usage, 3 could not decide."""
     try:
-        code = int(app(arguments, prog_name="keyturn", standalone_mode=False) or Exit.FINE)
+        found = settings.load(os.environ)
+        settings.current.set(found)
+        given = settings.defaults(typer.main.get_command(app), found)
+        code = int(app(arguments, prog_name="keyturn", standalone_mode=False, default_map=given) or Exit.FINE)
     except CliError as error:
         complain(str(error), error.hint)
         return error.exit

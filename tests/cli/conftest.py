@@ -1,6 +1,7 @@
 """Bundles on disk, and a verifier that answers what a test tells it to."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ def keyturn(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monke
 
     for name in ("KEYTURN_TOKEN", "KEYTURN_VERIFIER"):
         monkeypatch.delenv(name, raising=False)
+    if "KEYTURN_CONFIG" not in os.environ:
+        monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
     def run(*arguments: object) -> tuple[int, str, str]:
         output.results.cache_clear()

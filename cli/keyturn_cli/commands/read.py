@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from keyturn_cli import render, render_api
+from keyturn_cli import render, render_api, settings
 from keyturn_cli.client import Client
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.files import read_capped
@@ -124,9 +124,11 @@ def _show(
 
 
 def read_token(token: str | None, token_file: Path | None) -> str | None:
+    """The token to show, from an option, the environment or the settings; None if there is none."""
     if token_file is None:
-        return token
-    if token is not None:
+        if token is not None or (token_file := settings.current.get().token_file) is None:
+            return token
+    elif token is not None:
         raise CliError("--token-file: a token is given already", exit=Exit.USAGE, hint="--token or KEYTURN_TOKEN")
     data = read_capped(token_file, 4_096, "--token-file")
     try:
