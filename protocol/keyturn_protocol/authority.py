@@ -7,7 +7,7 @@ from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.policy import Policy, check_policy
 from keyturn_protocol.quorum import tally
 from keyturn_protocol.root import Root, Standing, stand
-from keyturn_protocol.statements import Statement
+from keyturn_protocol.statement_base import Statement
 
 
 class Why(StrEnum):
@@ -37,6 +37,8 @@ class Why(StrEnum):
     EXHAUSTED = "exhausted"
     TOO_MANY_CHIPS = "too_many_chips"
     OWES_REPORT = "owes_report"
+    TOO_MUCH = "too_much"
+    SAID_BEFORE = "said_before"
 
 
 class Refused(ProtocolError):
@@ -61,6 +63,8 @@ class Logged:
     statement: Statement
     signers: tuple[str, ...]
     """Ids of the keys that signed, each once."""
+    size: int = 0
+    """Bytes of its payload."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from keyturn_protocol.authority import Authority, Logged, Why, refuse, signed_by
+from keyturn_protocol.limits import ANSWERED, CALLS, SAID_BYTES
 from keyturn_protocol.policy import Policy, SpecPart, Tier, tier_for
 from keyturn_protocol.quorum import Tally, shared_with, tally
 from keyturn_protocol.root import Standing
@@ -28,7 +29,6 @@ from keyturn_protocol.runs import (
     Scope,
     Suspend,
     Withdraw,
-    check_scope,
     compose,
     lineage_tflop,
     widens,
@@ -53,6 +53,10 @@ class State(StrEnum):
     REVOKED = "revoked"
 
 
+ALIVE: Final = frozenset({State.PENDING, State.APPROVED, State.ACTIVE, State.SUSPENDED})
+"""States in which something may still be said about a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vote:
     """A person's last word on something."""
@@ -63,6 +67,14 @@ class Vote:
     time_us: int
     verdict: Literal["approve", "deny", "veto"]
     narrowing: Narrowing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Approvals that what is allowed rests on: of the permit, of each amendment, of the last resumption."""
+
+    tier: Tier
+    votes: tuple[Vote, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,11 @@ class Run:
     epoch: int = 0
     """Raised by every suspension; hosts refuse a lease of a lower one."""
     after: tuple[str, ...] = ()
-    """Every event since the permit, oldest first: what a proposal must answer."""
+    """Every event since the permit, oldest first, the last ANSWERED of them: what a proposal must answer."""
+    grounds: tuple[Ground, ...] = ()
+    """All that a root which calls keys compromised may take away."""
+    said: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by each person, SAID_BYTES at most."""
     overruled: frozenset[str] = frozenset()
     """Parties whose suspension the quorum lifted without them: the next one takes another party."""
     proposals: Mapping[str, Open] = field(default_factory=dict)
@@ -169,11 +185,8 @@ def open_run(authority: Authority, logged: Logged) -> Run:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=policy_hash, got=request.policy)
     if standing.party_of(request.requester).class_ not in policy.requesters:
         raise refuse(Why.NOT_ENTITLED, "may not ask for runs", got=request.requester)
-    check_scope(request.scope)
     if request.scope.not_after_us <= logged.time_us:
         raise refuse(Why.TOO_LATE, "the window is over", got=request.scope.not_after_us)
-    if len({ancestor.run for ancestor in request.ancestors}) != len(request.ancestors):
-        raise refuse(Why.BROKEN, "an ancestor is listed twice")
     tier = _tier(policy, request.scope, request)
     for part in tier.verified:
         if request.spec.get(part) is None:
@@ -194,6 +207,7 @@ def advance(run: Run, authority: Authority, logged: Logged) -> Run:
     if statement.policy != run.request.policy:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=run.request.policy, got=statement.policy)
     _alive(run, logged.time_us)
+    run = _counted(run, logged, statement)
     match statement:
         case Decision():
             return _decide(run, standing, logged, statement, key_id)
@@ -212,11 +226,15 @@ def under_root(run: Run, authority: Authority, index: int, time_us: int) -> Run:
     if run.permit is None or run.ended is not None or run.voided is not None:
         return run
     standing = authority.standing_at(index)
-    held = [vote for vote in run.permit.votes if not _compromised(standing, vote)]
-    if tally(run.tier.approve, [vote.person for vote in held], standing).met or len(held) == len(run.permit.votes):
+    if all(_holds(ground, standing) for ground in run.grounds):
         return run
     stop_at_us = time_us + run.policy.stop.notice_s * _SECOND
     return _event(replace(run, voided=(standing.hash, stop_at_us), epoch=run.epoch + 1), standing.hash)
+
+
+def _holds(ground: Ground, standing: Standing) -> bool:
+    held = [vote.person for vote in ground.votes if not _compromised(standing, vote)]
+    return len(held) == len(ground.votes) or tally(ground.tier.approve, held, standing).met
 
 
 def under_policy(run: Run, policy_hash: str, time_us: int) -> Run:
@@ -257,8 +275,27 @@ def progress(run: Run, authority: Authority, index: int, at_us: int) -> Tally:
 
 def _alive(run: Run, time_us: int) -> None:
     at = state(run, time_us)
-    if at not in (State.PENDING, State.APPROVED, State.ACTIVE, State.SUSPENDED):
+    if at not in ALIVE:
         raise refuse(Why.OVER, f"the run is {at}", got=run.hash)
+
+
+def _counted(run: Run, logged: Logged, statement: RunStatement) -> Run:
+    """The run with the bytes of one more statement: nobody makes others keep more than so much."""
+    match statement:
+        case Suspend():
+            if sum(call.person == statement.person for call in run.calls) >= CALLS:
+                raise refuse(Why.TOO_MUCH, "has so many suspensions in force", expected=f"<= {CALLS}")
+            return run
+        case Request():
+            return run
+        case Decision() if statement.verdict == "veto":
+            return run
+        case _:
+            person = statement.person
+    size = run.said.get(person, 0) + logged.size
+    if size > SAID_BYTES:
+        raise refuse(Why.TOO_MUCH, f"{person} said too much about this run", expected=f"<= {SAID_BYTES}", got=size)
+    return replace(run, said={**run.said, person: size})
 
 
 def _decide(run: Run, standing: Standing, logged: Logged, decision: Decision, key_id: str) -> Run:
@@ -289,16 +326,14 @@ def _decide(run: Run, standing: Standing, logged: Logged, decision: Decision, ke
         return replace(run, ended=Ended(State.DENIED, logged.time_us, logged.hash, "the narrowings leave nothing"))
     start_by_us = logged.time_us + tier.start_s * _SECOND
     permit = Permit(logged.index, logged.time_us, scope_left, approvals, start_by_us)
-    return replace(run, permit=permit, scope=scope_left)
+    return replace(run, permit=permit, scope=scope_left, grounds=(Ground(tier, approvals),))
 
 
 def _check_decision(decision: Decision, scope: Scope, standing: Standing, tier: Tier, *, narrowable: bool) -> None:
-    if decision.verdict != "approve" and not decision.reason:
-        raise refuse(Why.BROKEN, "who denies says why")
     if decision.verdict == "veto" and standing.party_of(decision.person).class_ not in tier.veto:
         raise refuse(Why.NOT_ENTITLED, "has no veto", expected=" or ".join(tier.veto), got=decision.person)
     if decision.narrowing is not None:
-        if decision.verdict != "approve" or not narrowable:
+        if not narrowable:
             raise refuse(Why.BROKEN, "only the approval of a request narrows")
         part = widens(decision.narrowing, scope)
         if part is not None:
@@ -388,7 +423,6 @@ def _propose(run: Run, standing: Standing, logged: Logged, proposal: Proposal) -
         case Resume() if run.stop_at_us is None:
             raise refuse(Why.NOT_SUSPENDED, "not suspended", got=run.hash)
         case Amend():
-            check_scope(proposal.scope)
             if proposal.spec == run.spec and widens(proposal.scope, run.scope) is None:
                 vetoes = standing.party_of(proposal.person).class_ in run.tier.veto
                 if not vetoes and proposal.person != run.request.requester:
@@ -418,11 +452,13 @@ def _decided(
     match statement:
         case Resume():
             overruled = run.overruled | {call.party for call in run.calls if call.party not in behind}
-            return _event(replace(run, calls=(), voided=None, overruled=overruled), subject)
+            run = replace(run, calls=(), voided=None, overruled=overruled, grounds=(Ground(proposal.tier, approvals),))
+            return _event(run, subject)
         case Revoke():
             return replace(run, ended=Ended(State.REVOKED, logged.time_us, subject, statement.reason))
         case Amend():
-            amended = replace(run, scope=statement.scope, spec=statement.spec, tier=proposal.tier)
+            grounds = (*run.grounds, Ground(proposal.tier, approvals))
+            amended = replace(run, scope=statement.scope, spec=statement.spec, tier=proposal.tier, grounds=grounds)
             return _event(amended, subject)
         case _:
             assert_never(statement)
@@ -430,7 +466,7 @@ def _decided(
 
 def _event(run: Run, digest: str) -> Run:
     """The run after something that later proposals must answer; those that are open don't, and fall."""
-    return replace(run, after=(*run.after, digest), proposals={})
+    return replace(run, after=(*run.after, digest)[-ANSWERED:], proposals={})
 
 
 def _tier(policy: Policy, scope: Scope, request: Request) -> Tier:

@@ -71,8 +71,16 @@ ANCESTORS: Final = 1_024
 SCOPE_ITEMS: Final = 4_096
 """Chips, and sites, that a scope names."""
 ANSWERED: Final = 1_024
-"""Events of a run that a proposal names."""
+"""Events of a run that a proposal names: the last ones."""
 OPENINGS_BYTES: Final = 256 * 1024
 """What the commitments of a run were made from."""
 ARGUMENTS: Final = 4_096
 """Of a command line in an opening."""
+SAID_BYTES: Final = 1024 * 1024
+"""What one person says about one run, in bytes of payload; vetoes and suspensions apart, which are never too much."""
+CALLS: Final = 64
+"""Suspensions of one run by one person that are in force at once."""
+PENDING: Final = 64
+"""Requests of one person that nobody has decided yet."""
+PERMIT_BUNDLE_BYTES: Final = 16 * 1024 * 1024
+"""Every root and policy, and all that was said about one run."""

@@ -6,7 +6,7 @@
 Signed under the root's policy threshold. People write it in TOML; the statement is what is signed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,7 +16,7 @@ from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.limits import TIERS
 from keyturn_protocol.quorum import able, shared_with, tally, tolerance
 from keyturn_protocol.root import Class, Name, Standing, Threshold
-from keyturn_protocol.statements import Statement
+from keyturn_protocol.statement_base import Statement
 
 SpecPart = Literal["image", "config", "argv", "data"]
 SPEC_PARTS: Final[tuple[SpecPart, ...]] = ("image", "config", "argv", "data")
@@ -113,16 +113,36 @@ def tier_for(policy: Policy, *, budget_tflop: int, chips: int, lineage_tflop: in
     return None
 
 
+def check_form(policy: Policy) -> None:
+    """Refuse a policy that contradicts itself, whoever the parties are.
+
+    :raises ProtocolError: ``bad_policy``, with every reason.
+    """
+    _none(_form(policy))
+
+
 def check_policy(policy: Policy, standing: Standing, at_us: int) -> None:
     """Refuse a policy that can't both approve and refuse, whoever asks.
 
     :raises ProtocolError: ``bad_policy``, with every reason.
     """
-    reasons = list(_order(policy))
+    _none([*_form(policy), *_under(policy, standing, at_us)])
+
+
+def _none(reasons: Iterable[str]) -> None:
+    if found := list(reasons):
+        raise ProtocolError(Code.BAD_POLICY, "; ".join(found))
+
+
+def _form(policy: Policy) -> Iterator[str]:
+    yield from _order(policy)
     for tier in policy.tiers:
-        reasons += [f"tier {tier.name}: {reason}" for reason in _tier(policy, tier, standing, at_us)]
-    if reasons:
-        raise ProtocolError(Code.BAD_POLICY, "; ".join(reasons))
+        yield from (f"tier {tier.name}: {reason}" for reason in _sizes(tier))
+
+
+def _under(policy: Policy, standing: Standing, at_us: int) -> Iterator[str]:
+    for tier in policy.tiers:
+        yield from (f"tier {tier.name}: {reason}" for reason in _people(policy, tier, standing, at_us))
 
 
 def worst_tolerance(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> int:
@@ -162,7 +182,7 @@ def _order(policy: Policy) -> Iterator[str]:
             yield f"tier {upper.name} takes a veto away that tier {lower.name} gives"
 
 
-def _tier(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterator[str]:
+def _sizes(tier: Tier) -> Iterator[str]:
     approve, above = tier.approve, tier.above
     if above.budget_tflop is None and above.chips is None and above.lineage_tflop is None:
         yield "no size at which it begins"
@@ -175,6 +195,9 @@ def _tier(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterato
     for name, values in (("veto", tier.veto), ("verified", tier.verified), ("watchers", tier.watchers)):
         if list(values) != sorted(set(values)):
             yield f"{name} is sorted, each once"
+
+
+def _people(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterator[str]:
     for watcher in tier.watchers:
         if watcher not in {steward.party for steward in standing.root.watchers}:
             yield f"no watcher of {watcher} in the root"

@@ -24,7 +24,7 @@ from keyturn_protocol.ids import log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, parse_vkey
 from keyturn_protocol.limits import KEYS_PER_PERSON, PARTIES, PERSONS, STEWARDS
 from keyturn_protocol.public_keys import PublicKey, parse_public_key
-from keyturn_protocol.statements import Statement
+from keyturn_protocol.statement_base import Statement
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")]
 """Of a party or an organisation: lower-case ASCII, so that no two of them look alike."""

@@ -7,7 +7,7 @@ permit that it answers, so that none can be played back. A *suspension* needs no
 
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, assert_never
 
 import msgspec
 
@@ -19,7 +19,7 @@ from keyturn_protocol.ids import Hash
 from keyturn_protocol.limits import ANCESTORS, ANSWERED, COMMIT_V1, SCOPE_ITEMS
 from keyturn_protocol.policy import SpecPart
 from keyturn_protocol.root import PersonId
-from keyturn_protocol.statements import Reason, Statement
+from keyturn_protocol.statement_base import Reason, Statement
 
 Site = Annotated[Text, msgspec.Meta(min_length=1)]
 ChipUuid = Annotated[Text, msgspec.Meta(min_length=1)]
@@ -44,8 +44,8 @@ class Narrowing(Record, frozen=True, kw_only=True):
 
     budget_tflop: Positive | None
     chips: Positive | None
-    chip_uuids: list[ChipUuid] | None
-    sites: list[Site] | None
+    chip_uuids: Annotated[list[ChipUuid], msgspec.Meta(max_length=SCOPE_ITEMS)] | None
+    sites: Annotated[list[Site], msgspec.Meta(max_length=SCOPE_ITEMS)] | None
     dtypes: list[Slug] | None
     not_before_us: Micros | None
     not_after_us: Micros | None
@@ -144,21 +144,55 @@ def commit(salt: bytes, field: str, value: Any) -> Hash:
 _LISTS: Final = ("chip_uuids", "sites", "dtypes")
 
 
+def check_said(statement: RunStatement) -> None:
+    """What the form of a statement about a run asks for beyond its shape.
+
+    :raises ProtocolError: ``bad_statement``.
+    """
+    match statement:
+        case Request():
+            check_scope(statement.scope)
+            if len({ancestor.run for ancestor in statement.ancestors}) != len(statement.ancestors):
+                raise ProtocolError(Code.BAD_STATEMENT, "an ancestor is listed twice")
+        case Amend():
+            check_scope(statement.scope)
+        case Decision():
+            _check_decision(statement)
+        case Withdraw() | Suspend() | Resume() | Revoke():
+            pass
+        case _:
+            assert_never(statement)
+
+
+def _check_decision(decision: Decision) -> None:
+    if decision.verdict != "approve" and not decision.reason:
+        raise ProtocolError(Code.BAD_STATEMENT, "who denies says why", got=decision.verdict)
+    if decision.narrowing is None:
+        return
+    if decision.verdict != "approve":
+        raise ProtocolError(Code.BAD_STATEMENT, "only an approval narrows", got=decision.verdict)
+    _check_lists(decision.narrowing)
+
+
 def check_scope(scope: Scope) -> None:
     """A scope that some run could fit.
 
     :raises ProtocolError: ``bad_statement``.
     """
+    _check_lists(scope)
+    if scope.not_after_us <= scope.not_before_us:
+        raise ProtocolError(Code.BAD_STATEMENT, "a window that ends before it begins", got=scope.not_after_us)
+
+
+def _check_lists(part: Scope | Narrowing) -> None:
     for name in _LISTS:
-        values = getattr(scope, name)
+        values = getattr(part, name)
         if values is not None and (not values or values != sorted(set(values))):
             raise ProtocolError(Code.BAD_STATEMENT, f"{name} is sorted, each once, and not empty", got=values)
-    if unknown := set(scope.dtypes) - PIPE_OF.keys():
+    if unknown := set(part.dtypes or ()) - PIPE_OF.keys():
         raise ProtocolError(
             Code.BAD_STATEMENT, "not a type of the tensor pipe", expected=", ".join(PIPE_OF), got=min(unknown)
         )
-    if scope.not_after_us <= scope.not_before_us:
-        raise ProtocolError(Code.BAD_STATEMENT, "a window that ends before it begins", got=scope.not_after_us)
 
 
 def widens(narrow: Narrowing | Scope, scope: Scope) -> str | None:

@@ -6,31 +6,25 @@
 Canonical JSON in a DSSE envelope (:mod:`keyturn_protocol.dsse`). :data:`KINDS` is the one list of what can be said.
 """
 
-from typing import Annotated, Final, Literal
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated, Final
 
 import msgspec
 
 from keyturn_protocol import ids
-from keyturn_protocol.canonical import Hex32, Record, Text, decode, encode_record
+from keyturn_protocol.canonical import decode, encode_record
 from keyturn_protocol.dsse import Envelope, parse_envelope
-from keyturn_protocol.entries import Micros
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.limits import STATEMENT_BYTES
+from keyturn_protocol.policy import Policy, check_form
+from keyturn_protocol.root import Root, stand
+from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw, check_said
+from keyturn_protocol.statement_base import Reason
+from keyturn_protocol.statement_base import Statement as Statement
+from keyturn_protocol.statement_base import kind_of as kind_of
 
 NodeIdText = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-Reason = Annotated[Text, msgspec.Meta(min_length=1)]
-
-
-class Statement(Record, frozen=True, kw_only=True, tag_field="type"):
-    """What every kind names: where it holds, under which root (null before there is one), and when it was made.
-
-    ``time_us`` is the word of whoever signs; when a statement counts from is the time of its leaf.
-    """
-
-    v: Literal[1]
-    deployment: str
-    root: Hex32 | None
-    time_us: Micros
 
 
 class Replacement(Statement, frozen=True, kw_only=True, tag="replacement"):
@@ -41,15 +35,30 @@ class Replacement(Statement, frozen=True, kw_only=True, tag="replacement"):
     reason: Reason
 
 
-KINDS: Final[dict[str, type[Statement]]] = {"replacement": Replacement}
+class Signers(StrEnum):
+    """Whose signatures make a statement count."""
+
+    OPERATORS = "operators"
+    """One or more of the operator's: keys of the trust file before there is a root, then persons of that class."""
+    ROOT_THRESHOLD = "root_threshold"
+    """So many as both the old and the new root ask for."""
+    POLICY_THRESHOLD = "policy_threshold"
+    PERSON = "person"
+    """The one person that it names, with one key."""
+
+
+KINDS: Final[dict[str, type[Statement]]] = {
+    kind_of(kind): kind
+    for kind in (Replacement, Root, Policy, Request, Decision, Withdraw, Suspend, Resume, Revoke, Amend)
+}
 """Every kind that there is, by its ``type``, which its payloadType repeats."""
-BY_OPERATORS: Final = frozenset({"replacement"})
-"""Kinds for which an operator's signature is enough. No other is taken on it, whatever is added above."""
-
-
-def kind_of(statement: Statement) -> str:
-    """The ``type`` of a statement."""
-    return str(type(statement).__struct_config__.tag)
+SIGNED_BY: Final[dict[str, Signers]] = dict.fromkeys(KINDS, Signers.PERSON) | {
+    "replacement": Signers.OPERATORS,
+    "root": Signers.ROOT_THRESHOLD,
+    "policy": Signers.POLICY_THRESHOLD,
+}
+BY_OPERATORS: Final = frozenset(kind for kind, signers in SIGNED_BY.items() if signers is Signers.OPERATORS)
+"""Kinds for which an operator's signature is enough, and the only ones that are taken before there is a root."""
 
 
 def format_statement(statement: Statement) -> bytes:
@@ -65,16 +74,32 @@ def format_statement(statement: Statement) -> bytes:
 def parse_payload(kind: str, payload: bytes) -> Statement:
     """Parse and check the payload of a statement; nothing in it is signed by that.
 
-    :raises ProtocolError: ``bad_statement``, ``bad_identifier``, ``not_canonical`` or ``too_large``.
+    :raises ProtocolError: ``bad_statement``, ``bad_root``, ``bad_policy``, ``bad_key``, ``bad_identifier``,
+        ``not_canonical`` or ``too_large``.
     """
     known = KINDS.get(kind)
     if known is None:
         raise ProtocolError(Code.BAD_STATEMENT, "no such kind of statement", expected=" or ".join(KINDS), got=kind)
     statement: Statement = decode(payload, known, limit=STATEMENT_BYTES)
     ids.deployment(statement.deployment)
-    if isinstance(statement, Replacement) and statement.old == statement.new:
-        raise ProtocolError(Code.BAD_STATEMENT, "a node doesn't replace itself", got=statement.old)
+    _check(statement, payload)
     return statement
+
+
+def _check(statement: Statement, payload: bytes) -> None:
+    """What a kind asks for beyond its shape, as far as it can be told from the statement alone."""
+    match statement:
+        case Replacement():
+            if statement.old == statement.new:
+                raise ProtocolError(Code.BAD_STATEMENT, "a node doesn't replace itself", got=statement.old)
+        case Root():
+            stand(statement, sha256(payload).hexdigest())
+        case Policy():
+            check_form(statement)
+        case Request() | Decision() | Withdraw() | Suspend() | Resume() | Revoke() | Amend():
+            check_said(statement)
+        case _:
+            pass
 
 
 def parse_statement(data: bytes) -> tuple[Envelope, Statement]:
@@ -97,7 +122,9 @@ def check_operators(kind: str) -> None:
 
 
 def check_place(statement: Statement, deployment: str, root: str | None) -> None:
-    """That a statement is about this deployment, under this root.
+    """That a statement is about this deployment, under this root: the one in force, null before there is one.
+
+    The next root names the one in force too, as the one that it follows.
 
     :raises ProtocolError: ``bad_statement``.
     """

@@ -22,7 +22,7 @@ from keyturn_protocol.entries import (
 )
 from keyturn_protocol.errors import Code
 from keyturn_protocol.public_keys import CURVES
-from keyturn_protocol.statements import KINDS, Statement
+from keyturn_protocol.statements import KINDS, SIGNED_BY, Statement
 from keyturn_protocol.usage import SHARED, Gap, UsageRow
 from tests.support.paths import REPO
 from tests.support.streams import canonical
@@ -203,13 +203,17 @@ def test_values_of_literals_are_named() -> None:
     assert seen > 20
 
 
-def test_every_kind_of_statement_has_a_section_with_its_fields() -> None:
+def test_every_kind_of_statement_is_in_the_table_with_who_signs_it() -> None:
+    """The fields of the others are held by test_spec_switch."""
     text = page("statements")
-    assert sorted(re.findall(r"^### `(\w+)`$", text, flags=re.MULTILINE)) == sorted(KINDS)
     common = [*encoded_fields(Statement), "type"]
-    assert sorted(first_column(section(text, "Kinds"))) == sorted(common)
-    for kind, record in KINDS.items():
-        assert first_column(section(text, f"`{kind}`")) == [f for f in encoded_fields(record) if f not in common]
+    table = rows(section(text, "Kinds"))
+    assert sorted(row[0].strip("`") for row in table[: len(common)]) == sorted(common)
+    signers = {kind: row[1].split("`")[1] for row in table[len(common) :] for kind in re.findall(r"`(\w+)`", row[0])}
+    assert signers == SIGNED_BY
+    assert re.findall(r"^### `(\w+)`$", text, flags=re.MULTILINE) == ["replacement"]
+    own = [f for f in encoded_fields(KINDS["replacement"]) if f not in common]
+    assert first_column(section(text, "`replacement`")) == own
 
 
 def test_every_algorithm_of_a_key_is_named() -> None:

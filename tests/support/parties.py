@@ -9,6 +9,7 @@ import msgspec
 
 from keyturn_protocol.authority import Authority, Logged
 from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.dsse import Envelope, pae
 from keyturn_protocol.lifecycle import Run, advance, open_run, under_policy, under_root
 from keyturn_protocol.policy import Above, Allowance, Policy, Stop, Tier
 from keyturn_protocol.public_keys import FILE_KEY, PublicKey
@@ -21,7 +22,7 @@ from keyturn_protocol.runs import (
     Suspend,
     Withdraw,
 )
-from keyturn_protocol.statements import Statement
+from keyturn_protocol.statements import Statement, format_statement, kind_of
 from tests.support.hosts import Key
 
 NAME = "kt.example"
@@ -151,6 +152,13 @@ def digest(statement: Statement) -> str:
     return sha256(encode_record(statement)).hexdigest()
 
 
+def envelope(statement: Statement, *signers: str) -> Envelope:
+    """The statement, really signed by the keys of these seeds."""
+    kind, payload = kind_of(statement), format_statement(statement)
+    message = pae(kind, payload)
+    return Envelope(kind, payload, {public(seed).id: Key(seed).sign(message) for seed in signers})
+
+
 @dataclass
 class World:
     """A deployment with one run; each statement is logged a minute after the last."""
@@ -178,9 +186,10 @@ class World:
         return self.authority.policies[-1][1]
 
     def logged(self, statement: Statement, *signers: str) -> Logged:
-        """The statement as the next leaf, signed by the keys of these seeds."""
+        """The statement as the next leaf, its form checked, as if signed by the keys of these seeds."""
         ids = tuple(sorted(public(signer).id for signer in signers))
-        return Logged(self.index + 1, self.now_us, digest(statement), statement, ids)
+        payload = format_statement(statement)
+        return Logged(self.index + 1, self.now_us, digest(statement), statement, ids, len(payload))
 
     def done(self, logged: Logged) -> str:
         self.log.append(logged)

@@ -102,4 +102,12 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "The node hasn't said what its last lease used, and a renewal takes that.",
         "keyturn-agent status on that host; once its log reaches the verifier, the next lease comes by itself.",
     ),
+    Why.TOO_MUCH: (
+        "One person said more about this run than others have to keep, or has too many requests pending.",
+        "Withdraw what isn't meant any more. A veto or a suspension is always taken.",
+    ),
+    Why.SAID_BEFORE: (
+        "The very same statement is in the log already, and counts once.",
+        "Nothing, if it was sent again. To say it anew, make it anew: another time makes it another statement.",
+    ),
 }

@@ -1,0 +1,187 @@
+"""The start switch: every root, policy, run and lease, as the leaves of the verifier's log say in their order.
+
+Verifier, host, command line and auditor fold the same leaves with this and get the same. What it refuses, a verifier
+doesn't log; an auditor who finds such a leaf has found a verifier that lies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from keyturn_protocol.authority import Authority, Logged, Why, refuse
+from keyturn_protocol.dsse import Envelope, verify
+from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.lifecycle import ALIVE, Run, State, advance, open_run, state, under_policy, under_root
+from keyturn_protocol.limits import PENDING
+from keyturn_protocol.policy import Policy
+from keyturn_protocol.public_keys import PublicKey
+from keyturn_protocol.root import Root, Standing, stand
+from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
+from keyturn_protocol.statement_base import Statement
+from keyturn_protocol.statements import Replacement
+
+Known = Replacement | Root | Policy | Request | Decision | Withdraw | Suspend | Resume | Revoke | Amend
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a statement changes; :meth:`Switch.apply` makes it so."""
+
+    authority: Authority
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    """Those that are other than before."""
+    subjects: Mapping[str, str] = field(default_factory=dict)
+    """What can be decided on or withdrawn from now on → its run."""
+
+
+class Switch:
+    """A fold over leaves: :meth:`decide` is pure and says what a statement changes, :meth:`apply` can't fail."""
+
+    def __init__(self, deployment: str) -> None:
+        self.deployment = deployment
+        self.authority = Authority()
+        self.runs: dict[str, Run] = {}
+        """By the hash of their request."""
+        self.index = -1
+        """Of the last leaf taken."""
+        self._subjects: dict[str, str] = {}
+        self._open: set[str] = set()
+        """Runs that may still change when a root or a policy does."""
+        self._said: set[bytes] = set()
+        """Hashes of all statements so far: said once, counted once."""
+
+    @property
+    def standing(self) -> Standing | None:
+        """The root in force, if there is one."""
+        return self.authority.roots[-1][1] if self.authority.roots else None
+
+    def run_of(self, subject: str) -> Run:
+        """The run of a request, a proposal or a suspension.
+
+        :param subject: hash of one of these.
+        :raises Refused: ``unknown``.
+        """
+        run = self.runs.get(self._subjects.get(subject, subject))
+        if run is None:
+            raise refuse(Why.UNKNOWN, "no such request, proposal or suspension", got=subject)
+        return run
+
+    def decide(self, logged: Logged) -> Change:
+        """What a statement changes, as the next leaf; nothing is changed yet.
+
+        :raises Refused: with what it breaks.
+        :raises ProtocolError: ``bad_statement``: for another deployment; ``bad_root``, ``bad_policy``.
+        :raises ValueError: a leaf from before the last one.
+        """
+        if logged.index <= self.index:
+            raise ValueError(f"leaf {logged.index} after leaf {self.index}")
+        statement = logged.statement
+        if statement.deployment != self.deployment:
+            raise ProtocolError(
+                Code.BAD_STATEMENT, "for another deployment", expected=self.deployment, got=statement.deployment
+            )
+        if bytes.fromhex(logged.hash) in self._said:
+            raise refuse(Why.SAID_BEFORE, "said before: it counts once", got=logged.hash)
+        if not isinstance(statement, Known):
+            raise refuse(Why.WRONG_KIND, "not a statement that the switch knows", got=type(statement).__name__)
+        match statement:
+            case Replacement():
+                check_replacement(self.authority, logged)
+                return Change(self.authority)
+            case Root() | Policy():
+                return self._next(statement, logged)
+            case Request():
+                return self._request(statement, logged)
+            case Decision() | Withdraw():
+                return self._about(self.run_of(statement.subject), logged)
+            case Suspend() | Resume() | Revoke() | Amend():
+                return self._about(self.run_of(statement.run), logged)
+            case _:
+                assert_never(statement)
+
+    def apply(self, logged: Logged, change: Change) -> None:
+        """Make a change so that :meth:`decide` gave for this leaf, and for which none was applied since."""
+        self.authority = change.authority
+        self.runs.update(change.runs)
+        self._subjects.update(change.subjects)
+        self._said.add(bytes.fromhex(logged.hash))
+        self._open.update(change.runs)
+        if isinstance(logged.statement, (Root, Policy)):
+            self._open = {digest for digest in self._open if self._alive(digest, logged.time_us)}
+        self.index = logged.index
+
+    def take(self, logged: Logged) -> None:
+        """:meth:`decide` and :meth:`apply`; raises what the former does, and then changes nothing."""
+        self.apply(logged, self.decide(logged))
+
+    def _alive(self, digest: str, at_us: int) -> bool:
+        return state(self.runs[digest], at_us) in ALIVE
+
+    def _next(self, statement: Root | Policy, logged: Logged) -> Change:
+        """Another root or policy, and what it does to every run that isn't over."""
+        open_runs = {digest: self.runs[digest] for digest in self._open}
+        if isinstance(statement, Root):
+            authority = self.authority.with_root(logged)
+            after = {
+                digest: under_root(run, authority, logged.index + 1, logged.time_us)
+                for digest, run in open_runs.items()
+            }
+        else:
+            authority = self.authority.with_policy(logged)
+            after = {digest: under_policy(run, logged.hash, logged.time_us) for digest, run in open_runs.items()}
+        return Change(authority, {digest: run for digest, run in after.items() if run is not open_runs[digest]})
+
+    def _request(self, request: Request, logged: Logged) -> Change:
+        run = open_run(self.authority, logged)
+        mine = (self.runs[digest] for digest in self._open if self.runs[digest].request.requester == request.requester)
+        if sum(state(one, logged.time_us) is State.PENDING for one in mine) >= PENDING:
+            raise refuse(Why.TOO_MUCH, "has so many requests pending", expected=f"<= {PENDING}", got=request.requester)
+        return Change(self.authority, {run.hash: run})
+
+    def _about(self, run: Run, logged: Logged) -> Change:
+        after = advance(run, self.authority, logged)
+        named = isinstance(logged.statement, (Suspend, Resume, Revoke, Amend))
+        return Change(self.authority, {run.hash: after}, {logged.hash: run.hash} if named else {})
+
+
+def check_replacement(authority: Authority, logged: Logged) -> None:
+    """That a host's replacement is signed by persons of the operator, each with a key that is valid at its leaf.
+
+    :raises Refused: by others, or there is no root yet: then keys of the trust file sign it.
+    """
+    standing = authority.standing_for(logged)
+    for signer in logged.signers:
+        key = standing.keys.get(signer)
+        if key is None or key.party.class_ != "operator":
+            got = "a key that isn't in the root" if key is None else key.person.id
+            raise refuse(Why.NOT_ENTITLED, "not a person of an operator", got=got)
+        refusal = key.refusal(logged.time_us, logged.time_us)
+        if refusal is not None:
+            raise refuse(Why.KEY_NOT_VALID, refusal, got=key.person.id)
+
+
+def signing_keys(authority: Authority, statement: Statement) -> dict[str, PublicKey]:
+    """Whose signatures the envelope of a statement may carry, by key id: those in the root in force.
+
+    For a root, those in it as well. A key that is in both signs in the way that the root in force has for it.
+
+    :raises ProtocolError: ``bad_root``, ``bad_key``: of a root that isn't one.
+    """
+    keys: dict[str, PublicKey] = {}
+    if isinstance(statement, Root):
+        keys = {key_id: key.public for key_id, key in stand(statement, "").keys.items()}
+    if authority.roots:
+        keys |= {key_id: key.public for key_id, key in authority.roots[-1][1].keys.items()}
+    return keys
+
+
+def log_statement(envelope: Envelope, statement: Statement, index: int, time_us: int, authority: Authority) -> Logged:
+    """A statement as the next leaf, every signature of its envelope verified.
+
+    :param statement: what :func:`~keyturn_protocol.statements.parse_payload` found in the envelope.
+    :raises ProtocolError: ``unknown_key``, ``bad_signature``, ``bad_sshsig``; of a root, as :func:`signing_keys`.
+    """
+    signers = verify(envelope, signing_keys(authority, statement))
+    return Logged(
+        index, time_us, envelope.hash.hex(), statement, tuple(key.id for key in signers), len(envelope.payload)
+    )
