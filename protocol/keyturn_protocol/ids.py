@@ -105,3 +105,8 @@ def log_origin(name: Deployment) -> str:
 def receipt_name(name: Deployment) -> str:
     """Key name of the verifier's receipts, which are cosignatures."""
     return f"{name}/receipt"
+
+
+def lease_name(name: Deployment) -> str:
+    """Key name of the verifier's leases."""
+    return f"{name}/lease"

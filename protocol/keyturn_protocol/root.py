@@ -20,7 +20,7 @@ from keyturn_protocol.canonical import Hex32, Positive, Record, Text
 from keyturn_protocol.entries import Micros
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import deployment as check_deployment
-from keyturn_protocol.ids import log_origin, receipt_name
+from keyturn_protocol.ids import lease_name, log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, parse_vkey
 from keyturn_protocol.limits import KEYS_PER_PERSON, PARTIES, PERSONS, STEWARDS
 from keyturn_protocol.public_keys import PublicKey, parse_public_key
@@ -187,7 +187,7 @@ def _check_services(root: Root, parties: Mapping[str, Party], taken: set[bytes])
     wanted = (
         (services.log_vkey, log_origin(name), SignatureType.ED25519),
         (services.receipt_vkey, receipt_name(name), SignatureType.COSIGNATURE_ED25519),
-        (services.lease_vkey, f"{name}/lease", SignatureType.ED25519),
+        (services.lease_vkey, lease_name(name), SignatureType.ED25519),
     )
     used = set(taken)
     for text, expected, kind in wanted:

@@ -7,11 +7,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from keyturn_protocol.bundle import check_trust, parse_trust
+from keyturn_protocol.canonical import decode
+from keyturn_protocol.root import Services
 from keyturn_verifier import config, keyfiles, state
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import VerifierError
@@ -33,7 +36,7 @@ def mode(path: Path) -> int:
 
 def test_init_makes_keys_that_only_the_owner_reads_and_a_trust_file(folder: Path) -> None:
     assert mode(folder) == 0o700
-    for name in ("log.key", "receipt.key", "verifier.db"):
+    for name in ("log.key", "receipt.key", "lease.key", "verifier.db"):
         assert mode(folder / name) == 0o600
     data = (folder / "trust.json").read_bytes()
     log, receipt = check_trust(parse_trust(data))
@@ -267,3 +270,23 @@ def test_the_installed_program_is_called_like_this(repo: Path) -> None:
     shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0
     assert "serve" in shown.stdout
+
+
+def test_the_keys_that_a_root_names(tmp_path: Path) -> None:
+    """A state directory from before there were leases gets its key once, whoever asks first."""
+    folder = tmp_path / "state"
+    assert call("init", "--state", folder, "--deployment", DEPLOYMENT).returncode == 0
+    made = call("root", "services", "--state", folder)
+    keys = keyfiles.load(folder, DEPLOYMENT)
+    assert decode(made.stdout.strip().encode(), Services) == keys.services()
+    (folder / "lease.key").unlink()
+    assert keyfiles.load(folder, DEPLOYMENT).services() is None
+    threads = [threading.Thread(target=keyfiles.with_lease, args=(folder, DEPLOYMENT)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first, again = (call("root", "services", "--state", folder).stdout for _ in range(2))
+    assert first == again != made.stdout
+    assert (folder / "lease.key").stat().st_mode & 0o777 == 0o600
+    assert not list(folder.glob(".lease-*"))

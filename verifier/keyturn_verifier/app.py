@@ -18,18 +18,20 @@ from keyturn_verifier.service import Service
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application; its lifespan runs the threads of ingest and of sums."""
+    """The application; its lifespan runs the threads of ingest, of sums and of webhooks."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.ingest.start(asyncio.get_running_loop())
         service.keeper.start()
+        service.webhooks.start()
         try:
             yield
         finally:
             # Every upload that was taken is answered and the log published before the process ends.
             await asyncio.to_thread(service.ingest.stop)
             await asyncio.to_thread(service.keeper.stop)
+            await asyncio.to_thread(service.webhooks.stop)
 
     app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))

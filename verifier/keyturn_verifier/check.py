@@ -58,6 +58,7 @@ UNCHECKED: Final = {
     "reader_token": "who may read: nothing that is read is evidence because of it",
     "finding_closing": "an operator's word about findings, which an audit doesn't hear",
     "maintenance_window": "an operator's word about findings, which an audit doesn't hear",
+    "webhook_outbox": "messages that say where to look; no evidence",
     "rollup_state": "which sums there are: with another state others are made, and those are checked",
     "alembic_version": "which migrations ran; another one is refused at start",
 }

@@ -1,4 +1,4 @@
-"""``keyturn-verifier init | serve | token | operator | export | check``. Results on stdout, talk on stderr.
+"""``keyturn-verifier init | serve | token | operator | root | export | check``. Results on stdout, talk on stderr.
 
 Only this module exits.
 """
@@ -18,6 +18,7 @@ from keyturn_protocol.ids import deployment
 from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
 from keyturn_verifier import config, doctor, keyfiles, logs, operators, state, tokens
 from keyturn_verifier.cli_operator import add_operator
+from keyturn_verifier.cli_root import add_root
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
 
     add_operator(commands, _command)  # type: ignore[arg-type]
+    add_root(commands, _command)  # type: ignore[arg-type]
     _command(commands, "doctor", "say what could go wrong here; changes nothing", _doctor)
 
     export = _command(commands, "export", "write an evidence bundle", _export)

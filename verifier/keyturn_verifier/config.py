@@ -3,6 +3,10 @@
 deployment = "keyturn.example.org"
 db = "sqlite:////srv/keyturn/verifier.db"
 
+[[webhook]]
+url = "https://chat.example.org/hooks/keyturn"
+secret_file = "chat.secret"
+
 [limits]
 queue_bytes = 268435456
 """
@@ -10,8 +14,10 @@ queue_bytes = 268435456
 import json
 import tomllib
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, deployment
@@ -19,6 +25,7 @@ from keyturn_verifier.errors import UsageError, VerifierError
 
 FILE: Final = "verifier.toml"
 DATABASE: Final = "verifier.db"
+WEBHOOKS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,18 @@ class Limits:
     """Bundles that are sent at one time; each holds a snapshot of the database."""
     send_timeout_s: int = 60
     """A client that takes nothing of a bundle for this long is left."""
+    waiting_hosts: int = 10_000
+    """Requests that wait for news of a run; beyond it the answer is 503."""
+    webhook_days: int = 3
+    """So long a message is sent again before it is given up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Where to say what happens to runs. ``secret_file``: ``whsec_…``, readable by its owner alone."""
+
+    url: str
+    secret_file: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +85,7 @@ class Config:
     db: str
     """SQLAlchemy URL."""
     limits: Limits = field(default_factory=Limits)
+    webhooks: tuple[Webhook, ...] = ()
 
 
 def default_db(state: Path) -> str:
@@ -95,7 +115,7 @@ def load(state: Path) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise VerifierError(f"{path}: {error}") from None
-    _known(path, "", data, {"deployment", "db", "limits"})
+    _known(path, "", data, {"deployment", "db", "limits", "webhook"})
     name, db = data.get("deployment"), data.get("db", default_db(state))
     if not isinstance(name, str) or not isinstance(db, str):
         raise VerifierError(f"{path}: deployment and db must be strings")
@@ -103,7 +123,8 @@ def load(state: Path) -> Config:
         checked = deployment(name)
     except ProtocolError as error:
         raise VerifierError(f"{path}: deployment: {error}") from None
-    return Config(deployment=checked, state=state, db=db, limits=_limits(path, data.get("limits", {})))
+    limits, hooks = _limits(path, data.get("limits", {})), _webhooks(path, data.get("webhook", []))
+    return Config(deployment=checked, state=state, db=db, limits=limits, webhooks=hooks)
 
 
 def _limits(path: Path, data: Any) -> Limits:
@@ -114,6 +135,43 @@ def _limits(path: Path, data: Any) -> Limits:
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise VerifierError(f"{path}: limits.{key}: must be an integer > 0 (got {value!r})")
     return Limits(**data)
+
+
+def _webhooks(path: Path, data: Any) -> tuple[Webhook, ...]:
+    if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
+        raise VerifierError(f"{path}: webhook: must be tables, [[webhook]]")
+    if len(data) > WEBHOOKS:
+        raise VerifierError(f"{path}: webhook: at most {WEBHOOKS} (got {len(data)})")
+    made = []
+    for one in data:
+        _known(path, "webhook.", one, {"url", "secret_file"})
+        url, file = one.get("url"), one.get("secret_file")
+        if not isinstance(url, str) or not isinstance(file, str):
+            raise VerifierError(f"{path}: webhook: url and secret_file must be strings")
+        _check_url(path, url)
+        made.append(Webhook(url=url, secret_file=path.parent / file))
+    if len({hook.url for hook in made}) != len(made):
+        raise VerifierError(f"{path}: webhook.url: one is listed twice")
+    return tuple(made)
+
+
+def _check_url(path: Path, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, scheme, _ = parts.hostname or "", parts.scheme, parts.port
+    except ValueError:
+        host = scheme = ""
+    if not host or scheme not in ("https", "http") or not (url.isascii() and url.isprintable()) or " " in url:
+        raise VerifierError(f"{path}: webhook.url: must be an https URL")
+    if scheme == "http" and not _is_here(host):
+        raise VerifierError(f"{path}: webhook.url: http only to this machine, else https (got host {host})")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _known(path: Path, prefix: str, data: dict[str, Any], names: set[str]) -> None:

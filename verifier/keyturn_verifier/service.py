@@ -14,6 +14,7 @@ from keyturn_verifier.metrics import Metrics
 from keyturn_verifier.rollup.keeper import Keeper
 from keyturn_verifier.rollup.reader import Totals
 from keyturn_verifier.rollup.sources import Sources
+from keyturn_verifier.webhooks import Webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,16 @@ class Service:
     ingest: Ingest
     totals: Totals
     keeper: Keeper
+    webhooks: Webhooks
     metrics: Metrics = field(default_factory=Metrics)
     computed: Computed = field(default_factory=Computed)
 
 
 def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
-    """Put the parts together; nothing runs yet."""
+    """Put the parts together; nothing runs yet.
+
+    :raises VerifierError: a webhook without its secret.
+    """
     table, sources = chip_table(), Sources()
     return Service(
         config,
@@ -42,4 +47,5 @@ def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
         Ingest(config, engine, keys, clock),
         Totals(engine, table, sources),
         Keeper(engine, table, config.limits.rollup_interval_ms, sources),
+        Webhooks(engine, config.webhooks, config.limits.webhook_days, clock),
     )

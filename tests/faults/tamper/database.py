@@ -16,8 +16,13 @@ from keyturn_verifier.check import UNCHECKED
 from keyturn_verifier.db import review_tables, tables
 from keyturn_verifier.db.engine import is_postgres
 
-NOT_YET = {"statement", "node_replacement"}
-"""Tables that the site of these operators leaves empty; tests/verifier/test_statements.py edits their rows."""
+NOT_YET = {
+    *("statement", "node_replacement", "lease_request", "lease_report", "lease_issued", "opening"),
+    "webhook_outbox",
+}
+"""Tables that the site of these operators leaves empty; tests/verifier/test_statements.py edits rows of the first two.
+Of the last one no evidence is made.
+"""
 FAR = 1_000_003
 """Added to a number, it is nobody else's."""
 assert review_tables.finding_closing is not None  # its tables are in the metadata

@@ -20,6 +20,8 @@ class StoredStatement(SQLModel, table=True):
     envelope: bytes
     time_us: int = Field(sa_type=BigInteger)
     """Of its leaf."""
+    run: str | None = Field(default=None, index=True)
+    """The hash of the request of the run that it is about, 64 hex digits; none for roots, policies, replacements."""
 
 
 class NodeReplacement(SQLModel, table=True):

@@ -6,6 +6,7 @@ from sqlmodel import SQLModel
 import keyturn_verifier.db.review_tables
 import keyturn_verifier.db.rollup_tables
 import keyturn_verifier.db.statement_tables
+import keyturn_verifier.db.switch_tables
 import keyturn_verifier.db.tables  # noqa: F401  (registers the tables)
 
 context.configure(
