@@ -72,6 +72,7 @@ class Courier:
         self._hurry = self._drains = self._stop = False
         self._more = False
         self._asked = True
+        self._told = False
         self._last_error: str | None = None
         self._quote: tuple[int, str] | None = None
         self._quoted_at = float("-inf")
@@ -88,7 +89,7 @@ class Courier:
         :param ask: first ask the verifier for its newest head of the log, see :attr:`asked`.
         """
         with self._changed:
-            self._asked = not ask
+            self._asked, self._told = not ask, False
             self._next = None
             if before is not None:
                 self._next = (spool, node_key)
@@ -121,6 +122,12 @@ class Courier:
         """Whether the verifier has said, or failed to say, which head of this log it has."""
         with self._changed:
             return self._asked
+
+    @property
+    def told(self) -> bool:
+        """Whether the verifier has said which head of this log it has: nothing that is written here was forgotten."""
+        with self._changed:
+            return self._told
 
     def wait_asked(self, seconds: float) -> None:
         """Wait for :attr:`asked`, at most so long."""
@@ -209,8 +216,17 @@ class Courier:
                 return True
         try:
             outcome = judge_head(self._verifier.head(keys.node.name), keys, spool.root_at, spool.end)
-            if isinstance(outcome, RolledBack):
-                self._ask_to_leave(keys, "rollback", outcome.why)
+            match outcome:
+                case RolledBack(why=why):
+                    self._ask_to_leave(keys, "rollback", why)
+                case Resume(size=size):
+                    with self._changed:
+                        self._told = True
+                        if size < self._progress.position:
+                            # It lost what it had receipted, and needn't be sent something new to say so.
+                            self._progress = Progress(size)
+                case Retry(why=why):
+                    logger.warning("the verifier didn't say which head of this log it has: %s", why)
         except UnreachableError as error:
             logger.warning("%s", error)
         except DamagedError as error:

@@ -306,7 +306,8 @@ class Daemon:
             self._write([ShutdownBody(reason=reason)])
         self._courier.wait_asked(self._patience_s())
         self._checkpoint()
-        if retired is not None and self._courier.leave() is None and not self._writer.failed:
+        fit = self._courier.asked and self._courier.leave() is None and not self._writer.failed
+        if retired is not None and fit:
             # The last entry of this log: nothing may follow it.
             self._write([RetiredBody(chips=None, reason=retired.reason)])
             self._writer.seal()

@@ -32,15 +32,20 @@ class Session:
         self._now_s = now_s
 
     def deliver(self, *, ask: bool, what: str) -> None:
-        """Send all that is sealed.
+        """Sign what no head covers yet, as a crash may have left it, and have all of it receipted.
 
+        :param ask: whether the verifier is asked for its newest head first: nothing is signed before it has answered.
         :raises RefusedError: the verifier doesn't take this log any more.
         :raises UnreachableError: ``no_receipt``.
         """
         log = self.store.log
         self._courier.carry(log.spool, log.key, ask=ask, before=self.store.before)
         self._courier.wait_asked(self._patience_s)
-        done = self._courier.drain(self._patience_s)
+        told = not ask or self._courier.told
+        if told and self._courier.leave() is None:
+            # After this the last word survives, signed, whoever wrote it.
+            log.seal()
+        done = told and self._courier.drain(self._patience_s)
         if (leave := self._courier.leave()) is not None:
             raise RefusedError(
                 leave.reason, f"this log can't go on: {leave.why}", hint="start the agent: it opens the next one"
@@ -58,9 +63,8 @@ class Session:
 
     def retire(self, chips: Sequence[str] | None, reason: str) -> None:
         body = RetiredBody(chips=None if chips is None else sorted(set(chips)), reason=reason)
+        # After this the word survives; a try that is cut short before it is signed finds it, and signs it.
         self.store.log.append([body], self.store.stamp(self._clock))
-        # After this the word survives, signed.
-        self.store.log.seal()
 
 
 @contextmanager
@@ -102,7 +106,6 @@ def roll_key(
             raise RefusedError("retired", "this host was retired: its log has ended")
         refuse_sealed(store.keyring)
         unfinished = store.before is not None
-        store.log.seal()
         work.deliver(ask=True, what="the key was not rolled" if not unfinished else "the roll is not receipted yet")
         if not unfinished:
             work.roll()
@@ -127,11 +130,11 @@ def retire(
     if (strange := sorted(set(chips or ()) - known)) and (folder / "chips.json").exists():
         raise UsageError("no_chip", f"--chips: not a chip of this host: {', '.join(strange)}")
     with session(folder, verifier_at, random, patience_s, now_s) as work:
-        if work.store.log.chain.closed != "retired":
-            work.store.log.seal()
-            work.deliver(ask=True, what="nothing was retired")
+        said = work.store.log.chain.closed == "retired"
+        work.deliver(ask=True, what="the retirement is not receipted yet" if said else "nothing was retired")
+        if not said:
             work.retire(chips, reason)
-        work.deliver(ask=False, what="the retirement is not receipted yet")
+            work.deliver(ask=False, what="the retirement is not receipted yet")
         if chips is None:
             mark_retired(folder)
         else:
@@ -144,5 +147,5 @@ def finish_retirement(
     """Have the end of a retired host's log receipted, if it isn't, and leave the mark that it has ended."""
     with session(folder, verifier_at, random, patience_s, now_s) as work:
         if work.store.log.spool.receipted < work.store.log.size:
-            work.deliver(ask=False, what="the retirement is not receipted yet")
+            work.deliver(ask=True, what="the retirement is not receipted yet")
     mark_retired(folder)

@@ -126,7 +126,10 @@ def judge_head(answer: Answer, keys: Keys, root_at: Callable[[int], Hash | None]
     head of a size that it has forgotten.
     """
     if answer.status != 200:
-        return Retry(_say(answer, _problem(answer)), 0, alarm=False)
+        problem = _problem(answer)
+        if problem is not None and problem.code == ProblemCode.UNKNOWN_LOG:
+            return Resume(0, None)
+        return Retry(_say(answer, problem), 0, alarm=False)
     return _compare(answer.body, keys, root_at, size, 0)
 
 

@@ -60,11 +60,17 @@ class LiveHost:
         )  # fmt: skip
 
     def run(
-        self, script: Script, seconds: int, *, checkpoint_s: int = 5, attribution: Attribution | None = None
+        self,
+        script: Script,
+        seconds: int,
+        *,
+        checkpoint_s: int = 5,
+        drain_s: int = 20,
+        attribution: Attribution | None = None,
     ) -> list[Entry]:
         """The agent from the beginning of the story for so long; returns the verifier's entries."""
         self.source = source = self.make(self.stub, script, attribution=attribution, read_deadline_s=self.deadline_s)
-        config = Config(jitter_s=0, drain_s=20, checkpoint_us=checkpoint_s * SECOND_US)
+        config = Config(jitter_s=0, drain_s=drain_s, checkpoint_us=checkpoint_s * SECOND_US)
         store, _ = Store.open(self.folder, lambda _: self.clock, START_S)
         try:
             pinned = store.pinned

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_agent.clock import SimulatedClock
 from keyturn_agent.errors import RefusedError, StoreError, UnreachableError, UsageError
 from keyturn_agent.keyring import CREDENTIAL, Keyring
-from keyturn_agent.last_words import retire, roll_key
+from keyturn_agent.last_words import finish_retirement, retire, roll_key
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.status import read_status
-from keyturn_agent.store import FolderLock, read_enrolment
+from keyturn_agent.store import FolderLock, Store, read_enrolment
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.entries import Genesis, KeyRoll, Retired, Usage
 from tests.agent.fakes import FakeVerifier, refusal, unreachable
@@ -68,6 +69,25 @@ def test_without_a_verifier_nothing_is_rolled(host: Host) -> None:
         roll(host, 0.2)
     assert (key(host), (host.folder / "key.next").exists()) == (old, False)
     assert read_status(host.folder).incarnation == 1
+
+
+def test_nothing_is_signed_before_the_verifier_has_said_what_it_has(host: Host) -> None:
+    """A folder that was rolled back can't know by itself that it was: all that it knows of is receipted."""
+    size = len(host.verifier.entries())
+    head = host.verifier.head
+    busy = refusal(ProblemCode.OVERLOADED)
+    for answer in (lambda _: unreachable("head", busy), lambda _: busy):
+        host.verifier.head = answer  # type: ignore[method-assign]
+        for word in (roll, lambda host: end(host, None), lambda host: end(host, ["GPU-0"])):
+            with pytest.raises(UnreachableError, match=r"^(the key was not rolled|nothing was retired)"):
+                word(host)
+            assert read_status(host.folder).sealed == size
+            assert not (host.folder / "logs" / "1" / "tail").read_bytes()
+    host.verifier.head = head  # type: ignore[method-assign]
+    # One that has lost this log says so, and gets all of it back first.
+    host.verifier.logs.clear()
+    assert roll(host).endswith("/2")
+    assert len(host.verifier.entries(1)) == size + 1
 
 
 def test_a_roll_without_its_receipt_keeps_the_old_key_and_the_agent_finishes_it(host: Host) -> None:
@@ -160,6 +180,43 @@ def test_a_host_that_is_retired_writes_no_more(host: Host) -> None:
     # Asked for again, it says the same and adds nothing.
     end(host, None)
     assert host.verifier.entries()[-1] == last
+
+
+@pytest.mark.parametrize("again", ["retire", "start"])
+def test_a_crash_at_any_step_of_a_retirement_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """By the same command, or by the agent's start where the log has ended."""
+    for number in count(1):
+        host = Host(tmp_path / str(number), FakeVerifier())
+        host.enroll()
+        ended = True
+        with crash_at(monkeypatch, number, half=False):
+            try:
+                end(host, None)
+            except Crash:
+                ended = False
+        if again == "retire" or not finish(host):
+            end(host, None)
+        assert isinstance(host.verifier.entries()[-1], Retired)
+        status = read_status(host.folder)
+        assert status.sealed == status.receipted == len(host.verifier.entries())
+        assert not (host.folder / "logs" / "1" / "tail").read_bytes(), "entries that no head covers"
+        assert (host.folder / "retired").exists()
+        if ended:
+            assert number > 8
+            return
+
+
+def finish(host: Host) -> bool:
+    """What the agent's start does with a log that has ended; returns whether this one has."""
+    try:
+        store, _ = Store.open(host.folder, lambda _: SimulatedClock(START_S * 10**6, host.random.uuid4()), START_S)
+    except RefusedError:
+        finish_retirement(host.folder, lambda _: host.verifier, host.random, 20, START_S)
+        return True
+    store.close()
+    return False
 
 
 def test_a_retirement_without_a_receipt_is_sent_again(host: Host) -> None:

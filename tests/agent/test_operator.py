@@ -291,6 +291,29 @@ def test_a_host_is_retired_while_it_runs_and_is_not_started_again(live: LiveHost
         live.run(steady_gpu(), 5)
 
 
+def test_a_host_is_not_retired_before_the_verifier_was_asked(live: LiveHost) -> None:
+    """A folder that was rolled back would end its log under a second head of some size."""
+    asked = threading.Event()
+
+    def hang(call: str, answer: Answer) -> Answer:
+        if call == "head":
+            asked.wait()
+        return answer
+
+    live.run(steady_gpu(), 5)
+    live.verifier.interfere = hang
+    operator = Operator(live, (8 * SECOND_US, retire(None)))
+    with pytest.raises(AssertionError):
+        # What it wrote meanwhile has no receipt.
+        live.run(steady_gpu(), 600, drain_s=0)
+    asked.set()
+    operator.look(live.stub.control.get("now_us"))
+    assert operator.replies[0].refused == "not_retired"
+    assert b'"type":"retired"' not in (live.folder / "logs" / "1" / "tail").read_bytes()
+    live.verifier.interfere = lambda _, answer: answer
+    assert isinstance(live.run(steady_gpu(), 5)[-1], Shutdown)
+
+
 # -- the asking side
 
 

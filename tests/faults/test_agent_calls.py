@@ -12,7 +12,6 @@ from keyturn_protocol.ids import parse_origin
 from tests.faults.cases import RUNS, choose, meet, pairs, write_down
 from tests.faults.host import PHASES, PRELOAD, Host, Phase
 from tests.faults.strace import Call, Fault, require_strace
-from tests.faults.table import LONG
 from tests.faults.warm import Ended, Warm
 from tests.support.verifier import Verifier
 
@@ -110,8 +109,6 @@ def seen_of(ended: Ended) -> str:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, warm: Warm, phase: Phase, fault: Fault) -> None:
-    if (phase.name, fault) == ("retirement", Fault.KILL) and not LONG:
-        pytest.skip("known: a retirement that is killed can leave entries without a head; see docs/faults.md")
     folder = Path(tempfile.mkdtemp(dir=quick_folder))
     require_strace()
     with Verifier(folder / "verifier") as verifier:
