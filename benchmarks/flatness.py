@@ -31,7 +31,8 @@ from keyturn_agent.log import NodeLog
 from keyturn_agent.log_files import Opened
 from keyturn_agent.ports import Stamp
 from keyturn_agent.signer import FileSigner
-from keyturn_protocol.entries import Body, HeartbeatBody
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.ids import LogName
 from keyturn_protocol.keys import node_id_of
 from tests.support.verifier import DEPLOYMENT, Verifier

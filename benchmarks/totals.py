@@ -32,7 +32,7 @@ from _host import Host
 
 from keyturn_protocol.canonical import encode, encode_record
 from keyturn_protocol.chips import chip_table
-from keyturn_protocol.entries import FIELDS
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, LogName, NodeId
 from keyturn_protocol.leaves import NodeCheckpointBody
 from keyturn_protocol.receive import Accepted, decide, new_head

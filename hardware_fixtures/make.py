@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from keyturn_protocol.canonical import encode
-from keyturn_protocol.entries import Chip, Share
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import Share
 
 HERE = Path(__file__).resolve().parent
 TRACE = "h100_pcie_training"

@@ -6,7 +6,8 @@ from typing import Final
 import msgspec
 
 from keyturn_agent.ports import Declared, Sample
-from keyturn_protocol.entries import Share, ShareClass, WorkloadEndedBody, WorkloadStartedBody
+from keyturn_protocol.entry_usage import Share, ShareClass
+from keyturn_protocol.entry_workloads import WorkloadEndedBody, WorkloadStartedBody
 
 GONE_MEANWHILE: Final = "gone while the agent was down"
 

@@ -34,7 +34,7 @@ from keyturn_agent.recording import Workload, read_recording
 from keyturn_agent.store import read_enrolment
 from keyturn_agent.top import top
 from keyturn_protocol.canonical import Text, encode
-from keyturn_protocol.entries import Slug
+from keyturn_protocol.values import Slug
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -16,8 +16,8 @@ from keyturn_agent import files
 from keyturn_agent.errors import RefusedError, UnreachableError
 from keyturn_agent.store import holder
 from keyturn_protocol.canonical import Record, Text, UInt, decode, encode
-from keyturn_protocol.entries import Slug
 from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.values import Slug
 
 MOST_US: Final = 24 * 3_600_000_000
 """A pause is for maintenance; what takes longer is a shutdown."""

@@ -19,7 +19,8 @@ from keyturn_agent.store import Store
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
 from keyturn_agent.writer import Writer
-from keyturn_protocol.entries import Body, ClockStepBody, DegradedBody, HeartbeatBody, RetiredBody, ShutdownBody
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_log import ClockStepBody, DegradedBody, HeartbeatBody, RetiredBody, ShutdownBody
 from keyturn_protocol.limits import MAX_INT
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import Final
 
 from keyturn_agent.doctor import Check
 from keyturn_agent.sources.pci import NVIDIA
-from keyturn_protocol.entries import Chip, InventoryBody, PciDevice
+from keyturn_protocol.entry_inventory import Chip, InventoryBody, PciDevice
 
 _VENDORS: Final = {0x1002: "AMD", 0x1DA3: "Habana", 0x19E5: "Huawei"}
 """Makers of accelerators that this source doesn't meter; a server's own VGA controller is of none of them."""

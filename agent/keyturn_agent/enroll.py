@@ -25,7 +25,7 @@ from keyturn_agent.signer import FileSigner
 from keyturn_agent.store import Boots, FolderLock, make_folder, read_enrolment
 from keyturn_protocol.api import STATUS, JoinRequest, JoinResponse, Problem
 from keyturn_protocol.canonical import decode, encode, parse
-from keyturn_protocol.entries import Source
+from keyturn_protocol.entry_log import Source
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName
 from keyturn_protocol.keys import node_id_of

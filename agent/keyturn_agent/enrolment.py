@@ -10,7 +10,7 @@ from keyturn_agent.errors import UsageError
 from keyturn_agent.identity import __version__, code_sha256
 from keyturn_protocol.bundle import decode_anchor
 from keyturn_protocol.canonical import Hex32, Record
-from keyturn_protocol.entries import GenesisBody, Previous, Source
+from keyturn_protocol.entry_log import GenesisBody, Previous, Source
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment, log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey

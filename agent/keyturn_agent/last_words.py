@@ -18,7 +18,7 @@ from keyturn_agent.keyring import refuse_sealed
 from keyturn_agent.ports import Clock, Random, Verifier
 from keyturn_agent.status import mark_retired, read_listed, write_listed
 from keyturn_agent.store import Store, read_enrolment
-from keyturn_protocol.entries import RetiredBody
+from keyturn_protocol.entry_log import RetiredBody
 
 
 class Session:

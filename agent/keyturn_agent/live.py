@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from keyturn_agent.ports import Reading, Sample
 from keyturn_protocol.canonical import Ppm, Record, UInt
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 
 
 class LiveChip(Record, frozen=True, kw_only=True):

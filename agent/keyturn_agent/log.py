@@ -25,7 +25,8 @@ from keyturn_agent.ports import Signer, Stamp
 from keyturn_agent.spool import Spool
 from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.entries import Body, GenesisBody, RecoveredBody
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_log import GenesisBody, RecoveredBody
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Hash, LogName
 from keyturn_protocol.limits import SEGMENT_ENTRIES

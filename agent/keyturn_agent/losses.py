@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from keyturn_agent.sampler import Lost, Span
-from keyturn_protocol.entries import FIELDS, DegradedBody, GapBody, Slug
+from keyturn_protocol.entry_log import DegradedBody, GapBody
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.limits import TEXT_CHARS
+from keyturn_protocol.values import Slug
 
 FIELDS_LOST: Final[Slug] = "fields_lost"
 

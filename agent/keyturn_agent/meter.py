@@ -12,7 +12,11 @@ from keyturn_agent.attribution import Workloads
 from keyturn_agent.losses import Losses
 from keyturn_agent.ports import Declared, Sample
 from keyturn_agent.sampler import Lost, Sampler
-from keyturn_protocol.entries import Body, Chip, GapBody, InventoryBody, RetiredBody, Slug, WorkloadStartedBody
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_log import GapBody, RetiredBody
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
+from keyturn_protocol.values import Slug
 
 DESTROYED: Final = "the MIG instance was destroyed"
 NO_CHIPS: Final[Slug] = "no_chips"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from keyturn_agent.ports import Reading
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 
 _MIB: Final = 1024 * 1024
 

@@ -18,7 +18,8 @@ from keyturn_agent.ports import Clock, GpuSource
 from keyturn_agent.status import mark_retired, read_listed, write_listed
 from keyturn_agent.store import Store
 from keyturn_protocol.canonical import fit_text
-from keyturn_protocol.entries import Body, PausedBody, RetiredBody
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_log import PausedBody, RetiredBody
 from keyturn_protocol.ids import Origin
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import msgspec
 from keyturn_agent import files
 from keyturn_agent.ports import Clock
 from keyturn_protocol.canonical import Record, Text, UInt, decode, encode
-from keyturn_protocol.entries import BootId
 from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.values import BootId
 
 NAME = "paused.json"
 

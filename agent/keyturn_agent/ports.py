@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from keyturn_protocol.canonical import Ppm, Record, UInt
-from keyturn_protocol.entries import InventoryBody, Share, Slug, Source
+from keyturn_protocol.entry_inventory import InventoryBody
+from keyturn_protocol.entry_log import Source
+from keyturn_protocol.entry_usage import Share
+from keyturn_protocol.values import Slug
 
 
 class Reading(Record, frozen=True, kw_only=True):

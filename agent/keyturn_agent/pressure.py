@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final
 
 from keyturn_agent.config import Config
-from keyturn_protocol.entries import Slug
+from keyturn_protocol.values import Slug
 
 FILLING: Final[Slug] = "spool_filling"
 SPOOL_FULL: Final[Slug] = "spool_full"

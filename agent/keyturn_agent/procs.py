@@ -12,8 +12,10 @@ from typing import Final, NewType
 
 from keyturn_agent.cgroups import named, workload_of
 from keyturn_agent.sharing import OnChip, shares_of
-from keyturn_protocol.entries import Chip, Share, Slug
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import Share
 from keyturn_protocol.ids import WorkloadId
+from keyturn_protocol.values import Slug
 
 PROC: Final = Path("/proc")
 HOST_PIDS: Final = "pid:[4026531836]"

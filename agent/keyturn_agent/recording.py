@@ -21,10 +21,12 @@ import msgspec
 from keyturn_agent.errors import UsageError
 from keyturn_agent.ports import Reading
 from keyturn_protocol.canonical import Record, UInt, decode, encode
-from keyturn_protocol.entries import Chip, InventoryBody, Share, ShareClass, Slug
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_usage import Share, ShareClass
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import workload_id
 from keyturn_protocol.limits import CHIPS_PER_HOST
+from keyturn_protocol.values import Slug
 
 LINE_BYTES: Final = 1024 * 1024
 RECORDING_BYTES: Final = 1024 * 1024 * 1024

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from keyturn_agent.attribution import Weights, parties
 from keyturn_agent.ports import COUNTERS, Reading, Sample
-from keyturn_protocol.entries import MAX_FIELDS, SUM_FIELDS, Slug, UsageBody
+from keyturn_protocol.entry_usage import MAX_FIELDS, SUM_FIELDS, UsageBody
 from keyturn_protocol.limits import MAX_INT, USAGE_SPAN_US
+from keyturn_protocol.values import Slug
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from keyturn_protocol.entries import Chip, Share, ShareClass
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import Share, ShareClass
 from keyturn_protocol.ids import WorkloadId
 
 WHOLE_PPM = 1_000_000

@@ -12,7 +12,8 @@ from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
 from keyturn_protocol.canonical import Record, UInt, decode, encode
-from keyturn_protocol.entries import Chip, Source
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_log import Source
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, NodeId
 from keyturn_protocol.segment import node_key

@@ -28,12 +28,13 @@ from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
 from keyturn_agent.spool import Spool
 from keyturn_protocol.canonical import Record, UInt, decode, encode, fit_text
-from keyturn_protocol.entries import BootId, KeyRollBody, Previous, key_roll_message
+from keyturn_protocol.entry_log import KeyRollBody, Previous, key_roll_message
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, NodeId
 from keyturn_protocol.keys import VerifierKey
 from keyturn_protocol.merkle import EMPTY_ROOT
 from keyturn_protocol.segment import node_key
+from keyturn_protocol.values import BootId
 
 logger = logging.getLogger(__name__)
 

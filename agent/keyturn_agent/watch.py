@@ -13,7 +13,7 @@ from keyturn_agent.ports import Reading
 from keyturn_agent.store import Store
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.writer import Writer
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 
 _PUT_S: Final = 5
 

@@ -19,7 +19,11 @@ from keyturn_agent.errors import NoSpaceError
 from keyturn_agent.ports import Clock
 from keyturn_agent.pressure import DISK_FILLING, DISK_FULL, FILLING, Level, Pressure, Room, follow, full_ppm
 from keyturn_agent.store import Store
-from keyturn_protocol.entries import Body, DegradedBody, GapBody, HeartbeatBody, InventoryBody, Slug, UsageBody
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_inventory import InventoryBody
+from keyturn_protocol.entry_log import DegradedBody, GapBody, HeartbeatBody
+from keyturn_protocol.entry_usage import UsageBody
+from keyturn_protocol.values import Slug
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from typing import Annotated, Final, Generic, Literal, TypeVar
 import msgspec
 
 from keyturn_protocol.canonical import Decimal, Record, Text, UInt
-from keyturn_protocol.entries import ShareClass, Source
+from keyturn_protocol.entry_log import Source
+from keyturn_protocol.entry_usage import ShareClass
 
 JOIN: Final = "/v1/join"
 SEGMENTS: Final = "/v1/segments"

@@ -30,7 +30,8 @@ from keyturn_protocol.bundle import (
 )
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import Chip, WorkloadStartedBody
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.findings import Finding, in_totals, ranked
 from keyturn_protocol.ids import parse_origin

@@ -18,15 +18,9 @@ from keyturn_protocol.bundle import (
 )
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
 from keyturn_protocol.digest import digest
-from keyturn_protocol.entries import (
-    Chip,
-    Genesis,
-    Heartbeat,
-    Inventory,
-    WorkloadStarted,
-    WorkloadStartedBody,
-    parse_entry,
-)
+from keyturn_protocol.entries import Genesis, Heartbeat, Inventory, WorkloadStarted, parse_entry
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Finding, FindingCode, finding
 from keyturn_protocol.ids import Hash, LogName, parse_origin

@@ -22,6 +22,7 @@ from keyturn_protocol.leaves import (
     Export,
     Init,
     Leaf,
+    Lease,
     LogFrozen,
     NodeCheckpoint,
     Statement,
@@ -159,6 +160,10 @@ def rules(leaves: Sequence[Leaf], trust: Trust) -> Iterable[Contradiction]:
                 if statement.sha256 in said:
                     message = f"statement {statement.sha256} is there again"
                 said.add(statement.sha256)
+            case Lease(body=lease):
+                if lease.sha256 in said:
+                    message = f"lease {lease.sha256} is there again"
+                said.add(lease.sha256)
             case Export(body=export):
                 if export.until_us != leaf.time_us:
                     message = "an export that counts silence up to another moment than its own"

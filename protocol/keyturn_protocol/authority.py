@@ -39,6 +39,14 @@ class Why(StrEnum):
     OWES_REPORT = "owes_report"
     TOO_MUCH = "too_much"
     SAID_BEFORE = "said_before"
+    CHIP_TAKEN = "chip_taken"
+    ASSURANCE = "assurance"
+    UNVERIFIED = "unverified"
+    SITE = "site"
+    WINDOW = "window"
+    SUSPENDED = "suspended"
+    NOT_YET = "not_yet"
+    UNKNOWN_CHIP = "unknown_chip"
 
 
 class Refused(ProtocolError):

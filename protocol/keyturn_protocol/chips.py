@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from keyturn_protocol.canonical import Positive, Record
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.errors import Code, ProtocolError
 
 Pipe = Literal["hmma", "dmma", "imma"]

@@ -39,6 +39,8 @@ class Code(StrEnum):
     """Not a signed statement, or one that breaks a rule of its kind."""
     BAD_ROOT = "bad_root"
     BAD_POLICY = "bad_policy"
+    BAD_LEASE = "bad_lease"
+    """Not a lease as it is written here, or one that breaks a rule."""
     REFUSED = "refused"
     """A statement of good form that the start switch doesn't take; the reason has a code of its own."""
 
@@ -65,6 +67,11 @@ class ProtocolError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Keeps the error picklable across the processes of a parallel audit.
         return (_rebuild, (self.code, str(self), self.expected, self.got))
+
+
+def bad_entry(message: str, *, expected: object = None, got: object = None) -> ProtocolError:
+    """An entry that breaks a rule of its type."""
+    return ProtocolError(Code.BAD_ENTRY, message, expected=expected, got=got)
 
 
 def _rebuild(code: Code, text: str, expected: str | None, got: str | None) -> ProtocolError:

@@ -9,17 +9,10 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from keyturn_protocol.canonical import Record, UInt
-from keyturn_protocol.entries import (
-    FIELDS,
-    Chip,
-    ClockStep,
-    Degraded,
-    Entry,
-    Genesis,
-    GenesisBody,
-    Paused,
-    Recovered,
-)
+from keyturn_protocol.entries import ClockStep, Degraded, Entry, Genesis, Paused, Recovered
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_log import GenesisBody
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
 from keyturn_protocol.usage import Gap, UsageRow
 
@@ -84,6 +77,16 @@ class FindingCode(StrEnum):
     """A receipt whose checkpoint is not in the verifier's log."""
     VERIFIER_ROLLBACK = "verifier_rollback"
     """The verifier lost what it had signed: a node showed a receipt, or quotes a checkpoint of another history."""
+    LEASE_UNKNOWN = "lease_unknown"
+    """A node runs under a lease that the verifier's log doesn't have, or that isn't its own."""
+    LEASE_ROLLBACK = "lease_rollback"
+    """A node says that it has charged less than it said before: its state is from a backup."""
+    LEASE_UNDERCHARGED = "lease_undercharged"
+    """A node says that it has charged less than its own log comes to."""
+    LEASE_OVERRUN = "lease_overrun"
+    """A node charged more than its lease allowed."""
+    LEASE_SURVIVORS = "lease_survivors"
+    """Work went on on leased chips after the last word on their lease."""
 
 
 SEVERITY: Final[Mapping[FindingCode, Severity]] = {
@@ -107,6 +110,11 @@ SEVERITY: Final[Mapping[FindingCode, Severity]] = {
     FindingCode.INVALID_ENTRIES: Severity.CRITICAL,
     FindingCode.UNLOGGED_RECEIPT: Severity.HIGH,
     FindingCode.VERIFIER_ROLLBACK: Severity.HIGH,
+    FindingCode.LEASE_UNKNOWN: Severity.HIGH,
+    FindingCode.LEASE_ROLLBACK: Severity.HIGH,
+    FindingCode.LEASE_UNDERCHARGED: Severity.HIGH,
+    FindingCode.LEASE_OVERRUN: Severity.HIGH,
+    FindingCode.LEASE_SURVIVORS: Severity.HIGH,
 }
 
 _RANK: Final = {severity: rank for rank, severity in enumerate(reversed(Severity))}

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
 from keyturn_protocol.chips import PIPE_OF, ChipSpec, ChipTable, Figure
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.ids import GAP
 from keyturn_protocol.usage import ALL_NULL, Gap, UsageRow
 

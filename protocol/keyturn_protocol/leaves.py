@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, decode, encode_record
+from keyturn_protocol.entry_switch import LeaseKind
 
 
 class InitBody(Record, frozen=True, kw_only=True):
@@ -57,6 +58,13 @@ class StatementBody(Record, frozen=True, kw_only=True):
     """Somebody signed something, and it counts from here on; ``sha256`` is of its payload."""
 
     kind: Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9_]{0,31}\Z")]
+    sha256: Hex32
+
+
+class LeaseBody(Record, frozen=True, kw_only=True):
+    """A node was granted a lease; ``sha256`` is of its text (:mod:`keyturn_protocol.lease`)."""
+
+    kind: LeaseKind
     sha256: Hex32
 
 
@@ -108,12 +116,16 @@ class Statement(_Leaf, frozen=True, kw_only=True, tag="statement"):
     body: StatementBody
 
 
+class Lease(_Leaf, frozen=True, kw_only=True, tag="lease"):
+    body: LeaseBody
+
+
 class Export(_Leaf, frozen=True, kw_only=True, tag="export"):
     body: ExportBody
 
 
-Leaf = Init | Enrolment | NodeCheckpoint | LogFrozen | Statement | Export
-LeafBody = InitBody | EnrolmentBody | NodeCheckpointBody | LogFrozenBody | StatementBody | ExportBody
+Leaf = Init | Enrolment | NodeCheckpoint | LogFrozen | Statement | Lease | Export
+LeafBody = InitBody | EnrolmentBody | NodeCheckpointBody | LogFrozenBody | StatementBody | LeaseBody | ExportBody
 
 
 _LEAF_OF_BODY: Final[dict[type, Any]] = {kind.__annotations__["body"]: kind for kind in get_args(Leaf)}

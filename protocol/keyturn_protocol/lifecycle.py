@@ -14,7 +14,7 @@ from typing import Final, Literal, assert_never
 
 from keyturn_protocol.authority import Authority, Logged, Why, refuse, signed_by
 from keyturn_protocol.limits import ANSWERED, CALLS, SAID_BYTES
-from keyturn_protocol.policy import Policy, SpecPart, Tier, tier_for
+from keyturn_protocol.policy import Policy, Tier, tier_for
 from keyturn_protocol.quorum import Tally, shared_with, tally
 from keyturn_protocol.root import Standing
 from keyturn_protocol.runs import (
@@ -33,6 +33,7 @@ from keyturn_protocol.runs import (
     lineage_tflop,
     widens,
 )
+from keyturn_protocol.values import SpecPart
 
 _SECOND: Final = 1_000_000
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from keyturn_protocol.entries import Source
+from keyturn_protocol.entry_log import Source
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Finding, FindingCode, finding
 from keyturn_protocol.ids import LogName, NodeId

@@ -16,8 +16,8 @@ from keyturn_protocol.canonical import Hex32, Record, decode, encode
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.limits import ARGUMENTS, OPENINGS_BYTES
-from keyturn_protocol.policy import SPEC_PARTS, SpecPart
 from keyturn_protocol.runs import commit
+from keyturn_protocol.values import SPEC_PARTS, SpecPart
 
 DigestText = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 """Of bytes: an image's as its registry names it, a file's as ``sha256sum`` prints it."""

@@ -7,7 +7,7 @@ Signed under the root's policy threshold. People write it in TOML; the statement
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Final, Literal
+from typing import Annotated
 
 import msgspec
 
@@ -17,9 +17,8 @@ from keyturn_protocol.limits import TIERS
 from keyturn_protocol.quorum import able, shared_with, tally, tolerance
 from keyturn_protocol.root import Class, Name, Standing, Threshold
 from keyturn_protocol.statement_base import Statement
+from keyturn_protocol.values import SpecPart
 
-SpecPart = Literal["image", "config", "argv", "data"]
-SPEC_PARTS: Final[tuple[SpecPart, ...]] = ("image", "config", "argv", "data")
 Level = Annotated[int, msgspec.Meta(ge=0, le=3)]
 """Of assurance: what a node's evidence is worth."""
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=10 * 365 * 86_400)]

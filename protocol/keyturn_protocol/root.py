@@ -17,7 +17,6 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text
-from keyturn_protocol.entries import Micros
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import deployment as check_deployment
 from keyturn_protocol.ids import lease_name, log_origin, receipt_name
@@ -25,6 +24,7 @@ from keyturn_protocol.keys import SignatureType, parse_vkey
 from keyturn_protocol.limits import KEYS_PER_PERSON, PARTIES, PERSONS, STEWARDS
 from keyturn_protocol.public_keys import PublicKey, parse_public_key
 from keyturn_protocol.statement_base import Statement
+from keyturn_protocol.values import Micros
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")]
 """Of a party or an organisation: lower-case ASCII, so that no two of them look alike."""

@@ -13,16 +13,14 @@ import msgspec
 
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, encode
 from keyturn_protocol.chips import PIPE_OF
-from keyturn_protocol.entries import Micros, Slug
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.limits import ANCESTORS, ANSWERED, COMMIT_V1, SCOPE_ITEMS
-from keyturn_protocol.policy import SpecPart
 from keyturn_protocol.root import PersonId
 from keyturn_protocol.statement_base import Reason, Statement
+from keyturn_protocol.values import ChipUuid, Micros, Slug, SpecPart
 
 Site = Annotated[Text, msgspec.Meta(min_length=1)]
-ChipUuid = Annotated[Text, msgspec.Meta(min_length=1)]
 
 
 class Scope(Record, frozen=True, kw_only=True):

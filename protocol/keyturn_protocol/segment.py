@@ -20,28 +20,26 @@ from typing import Literal
 from keyturn_protocol.canonical import Hex32, Record, UInt, decode_lines
 from keyturn_protocol.checkpoint import Checkpoint, parse_checkpoint
 from keyturn_protocol.entries import (
-    BootId,
     Entry,
     Gap,
     Genesis,
     Inventory,
     KeyRoll,
     Retired,
-    Source,
     Usage,
-    UsageBody,
     WorkloadStarted,
     check_entry,
-    check_genesis,
-    check_key_roll,
     parse_entry,
 )
+from keyturn_protocol.entry_log import Source, check_genesis, check_key_roll
+from keyturn_protocol.entry_usage import UsageBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Hash, LogName, Origin, parse_origin
 from keyturn_protocol.keys import SignatureType, VerifierKey
 from keyturn_protocol.limits import ENTRY_BYTES, SEGMENT_BYTES, SEGMENT_ENTRIES
 from keyturn_protocol.merkle import leaf_hash
 from keyturn_protocol.note import Note, open_note, parse_note
+from keyturn_protocol.values import BootId
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +263,7 @@ class _Cursor:
             case Gap():
                 self._chips(entry.body.chips or [])
             case KeyRoll():
-                check_key_roll(self.name.origin, self.public_key, entry)
+                check_key_roll(self.name.origin, self.public_key, entry.seq, entry.body)
                 self.closed, self.next_key = "key_roll", entry.body.next_public_key
             case Retired() if entry.body.chips is None:
                 self.closed = "retired"

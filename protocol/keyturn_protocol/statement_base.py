@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from keyturn_protocol.canonical import Hex32, Record, Text
-from keyturn_protocol.entries import Micros
+from keyturn_protocol.values import Micros
 
 Reason = Annotated[Text, msgspec.Meta(min_length=1)]
 

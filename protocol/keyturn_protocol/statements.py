@@ -8,9 +8,7 @@ Canonical JSON in a DSSE envelope (:mod:`keyturn_protocol.dsse`). :data:`KINDS` 
 
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Final
-
-import msgspec
+from typing import Final
 
 from keyturn_protocol import ids
 from keyturn_protocol.canonical import decode, encode_record
@@ -23,8 +21,7 @@ from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Susp
 from keyturn_protocol.statement_base import Reason
 from keyturn_protocol.statement_base import Statement as Statement
 from keyturn_protocol.statement_base import kind_of as kind_of
-
-NodeIdText = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+from keyturn_protocol.values import NodeIdText
 
 
 class Replacement(Statement, frozen=True, kw_only=True, tag="replacement"):

@@ -8,7 +8,11 @@ from msgspec import structs
 
 from keyturn_protocol.api import FlopInterval, WorkloadTotal
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import Chip, Entry, Inventory, Retired, ShareClass, Source, WorkloadStartedBody
+from keyturn_protocol.entries import Entry, Inventory, Retired
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_log import Source
+from keyturn_protocol.entry_usage import ShareClass
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.findings import CLOCK_AHEAD_US, Finding, FindingCode, finding
 from keyturn_protocol.flop import Estimate, Interval, estimate, estimate_gap
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin

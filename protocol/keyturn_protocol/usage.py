@@ -18,18 +18,9 @@ from operator import sub
 from typing import Final, NamedTuple
 
 from keyturn_protocol.canonical import Record, UInt, encode_record
-from keyturn_protocol.entries import (
-    FIELDS,
-    SUM_FIELDS,
-    Entry,
-    Inventory,
-    Paused,
-    Retired,
-    Share,
-    Shutdown,
-    Usage,
-)
+from keyturn_protocol.entries import Entry, Inventory, Paused, Retired, Shutdown, Usage
 from keyturn_protocol.entries import Gap as GapEntry
+from keyturn_protocol.entry_usage import FIELDS, SUM_FIELDS, Share
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import GAP, UNATTRIBUTED, Origin, WorkloadId
 from keyturn_protocol.limits import CHIPS_OWED, MAX_INT, USAGE_SPAN_US

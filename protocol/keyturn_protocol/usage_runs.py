@@ -16,7 +16,8 @@ from typing import Any, Final, Literal, cast, get_type_hints
 import msgspec
 
 from keyturn_protocol.canonical import Record, decode_lines
-from keyturn_protocol.entries import Heartbeat, Share, Usage, UsageBody, check_shares, columns_of
+from keyturn_protocol.entries import Heartbeat, Usage
+from keyturn_protocol.entry_usage import Share, UsageBody, check_shares, columns_of
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.limits import ENTRY_BYTES, USAGE_SPAN_US

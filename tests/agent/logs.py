@@ -11,7 +11,8 @@ from keyturn_agent.ports import Stamp
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.spool import decompress
 from keyturn_protocol.checkpoint import parse_checkpoint
-from keyturn_protocol.entries import Body, Entry, HeartbeatBody
+from keyturn_protocol.entries import Body, Entry
+from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.ids import LogName
 from keyturn_protocol.keys import node_id_of
 from keyturn_protocol.merkle import Frontier

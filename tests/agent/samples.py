@@ -6,7 +6,8 @@ import msgspec
 
 from keyturn_agent.ports import Reading, Sample
 from keyturn_agent.recording import Header, RecordedSample, Workload, format_recording
-from keyturn_protocol.entries import Chip, Share, ShareClass
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import Share, ShareClass
 
 NOTHING = Reading(**dict.fromkeys(Reading.__struct_fields__))
 

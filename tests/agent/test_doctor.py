@@ -10,7 +10,7 @@ from keyturn_agent.doctor_assurance import assurance
 from keyturn_agent.doctor_nvml import nvml_checks
 from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
-from keyturn_protocol.entries import InventoryBody, PciDevice
+from keyturn_protocol.entry_inventory import InventoryBody, PciDevice
 from tests.agent import hosts
 from tests.agent.conftest import Sources
 from tests.agent.fakes import FakeVerifier

@@ -14,7 +14,8 @@ import pytest
 
 from keyturn_agent.errors import DamagedError, StoreError
 from keyturn_agent.log import SEAL_BYTES, NodeLog
-from keyturn_protocol.entries import DegradedBody, Recovered
+from keyturn_protocol.entries import Recovered
+from keyturn_protocol.entry_log import DegradedBody
 from keyturn_protocol.errors import ProtocolError
 from tests.agent.logs import BEAT, Recorder, check_log, make_log, name_of, reopen, stamp
 

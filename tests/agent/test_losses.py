@@ -4,7 +4,8 @@ from keyturn_agent.attribution import Workloads
 from keyturn_agent.losses import FIELDS_LOST, Losses
 from keyturn_agent.ports import Declared
 from keyturn_agent.sampler import Lost, Span, measure
-from keyturn_protocol.entries import DegradedBody, GapBody, WorkloadEndedBody, WorkloadStartedBody
+from keyturn_protocol.entry_log import DegradedBody, GapBody
+from keyturn_protocol.entry_workloads import WorkloadEndedBody, WorkloadStartedBody
 from tests.agent.samples import NOTHING, reading, sample, share
 
 GOOD = measure(NOTHING, NOTHING, 1)

@@ -2,17 +2,11 @@
 
 from keyturn_agent.meter import NO_CHIPS, Meter, gone_meanwhile
 from keyturn_agent.ports import Reading, Sample
-from keyturn_protocol.entries import (
-    Body,
-    Chip,
-    DegradedBody,
-    GapBody,
-    InventoryBody,
-    RetiredBody,
-    Share,
-    UsageBody,
-    WorkloadEndedBody,
-)
+from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_log import DegradedBody, GapBody, RetiredBody
+from keyturn_protocol.entry_usage import Share, UsageBody
+from keyturn_protocol.entry_workloads import WorkloadEndedBody
 from tests.agent.samples import header, reading
 
 SECOND_US = 1_000_000

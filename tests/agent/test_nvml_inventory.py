@@ -4,10 +4,8 @@ from pathlib import Path
 
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml import GpuProcess
-from keyturn_protocol.entries import (
-    FIELDS,
-    PciDevice,
-)
+from keyturn_protocol.entry_inventory import PciDevice
+from keyturn_protocol.entry_usage import FIELDS
 from tests.agent.conftest import Sources
 from tests.agent.nvml_stub.stories import SECOND_US, body_of, read, read_seconds, steady_gpu, to_start, two_gpus
 from tests.agent.nvml_stub.stub import START_US, Script, Stub

@@ -25,7 +25,7 @@ from keyturn_agent.procs import (
     start_time,
 )
 from keyturn_agent.sharing import shares_of
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.ids import WorkloadId, workload_id
 from tests.agent.proc import Proc
 from tests.agent.samples import header

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from keyturn_agent.ports import Reading, Sample
 from keyturn_agent.sampler import Lost, Sampler, Span, measure
-from keyturn_protocol.entries import FIELDS, SUM_FIELDS, UsageBody
+from keyturn_protocol.entry_usage import FIELDS, SUM_FIELDS, UsageBody
 from tests.agent.samples import reading, sample, share
 
 HOUR_US = 3_600_000_000

@@ -11,7 +11,7 @@ from keyturn_agent.live import LiveChip, live_chips
 from keyturn_agent.ports import Reading, Sample
 from keyturn_agent.status import Live, Status
 from keyturn_agent.top import last_receipt_s, render, top
-from keyturn_protocol.entries import Share
+from keyturn_protocol.entry_usage import Share
 from tests.agent.fakes import FakeVerifier
 from tests.agent.hosts import Host
 from tests.agent.samples import header, reading

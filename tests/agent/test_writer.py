@@ -22,7 +22,8 @@ from keyturn_agent.sources.replay import ReplaySource
 from keyturn_agent.status import read_status
 from keyturn_agent.store import Store
 from keyturn_agent.writer import Writer
-from keyturn_protocol.entries import Body, Degraded, Entry, Gap, Heartbeat, HeartbeatBody, ShutdownBody, Usage
+from keyturn_protocol.entries import Body, Degraded, Entry, Gap, Heartbeat, Usage
+from keyturn_protocol.entry_log import HeartbeatBody, ShutdownBody
 from keyturn_protocol.segment import follow as follow_entries
 from keyturn_protocol.segment import parse_segment, start_of
 from tests.agent.fakes import Even, FakeVerifier, NoStop, unreachable

@@ -12,7 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.entries import Share, parse_entry
+from keyturn_protocol.entries import parse_entry
+from keyturn_protocol.entry_usage import Share
 from keyturn_protocol.ids import Origin
 from keyturn_protocol.merkle import leaf_hash, root_of
 from keyturn_protocol.usage import EMPTY, fold, to_row, totals_json

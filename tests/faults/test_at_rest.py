@@ -17,7 +17,7 @@ from keyturn_agent.clock import SimulatedClock, SystemRandom
 from keyturn_agent.errors import AgentError
 from keyturn_agent.status import read_status
 from keyturn_agent.store import Store
-from keyturn_protocol.entries import HeartbeatBody
+from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.findings import FindingCode
 from tests.faults.after import SILENCE, check, heads, no_second_head, receipts
 from tests.faults.site import Agent

@@ -11,7 +11,7 @@ import pytest
 from keyturn_agent.ports import Sample
 from keyturn_agent.sources.nvml_causes import Reach, cause_of
 from keyturn_agent.sources.nvml_source import NvmlSource
-from keyturn_protocol.entries import FIELDS, UsageBody
+from keyturn_protocol.entry_usage import FIELDS, UsageBody
 from tests.agent.conftest import Sources, library, make, stub
 from tests.agent.nvml_stub.stories import SECOND_US, body_of, metered, read, to_start
 from tests.agent.nvml_stub.stub import HERE, START_US, Script, Stub

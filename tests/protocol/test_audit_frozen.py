@@ -8,7 +8,7 @@ import msgspec
 from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.bundle import evidence_path
 from keyturn_protocol.chips import chip_table
-from keyturn_protocol.entries import RetiredBody
+from keyturn_protocol.entry_log import RetiredBody
 from keyturn_protocol.findings import FindingCode
 from keyturn_protocol.leaves import LogFrozenBody, parse_leaf
 from keyturn_protocol.receive import Fork, Invalid

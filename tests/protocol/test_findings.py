@@ -6,19 +6,9 @@ from collections.abc import Iterable
 import pytest
 
 from keyturn_protocol.canonical import decode
-from keyturn_protocol.entries import (
-    Chip,
-    ClockStep,
-    ClockStepBody,
-    Degraded,
-    DegradedBody,
-    Entry,
-    Genesis,
-    GenesisBody,
-    Previous,
-    Shutdown,
-    ShutdownBody,
-)
+from keyturn_protocol.entries import ClockStep, Degraded, Entry, Genesis, Shutdown
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_log import ClockStepBody, DegradedBody, GenesisBody, Previous, ShutdownBody
 from keyturn_protocol.findings import (
     SEVERITY,
     Before,

@@ -13,7 +13,7 @@ import pytest
 
 from keyturn_protocol.canonical import decode
 from keyturn_protocol.chips import chip_table
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.flop import Estimate, estimate
 from keyturn_protocol.usage import UsageRow
 from tests.support.paths import REPO

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from keyturn_protocol.chips import PIPE_OF, ChipSpec, chip_table, parse_chip_table
-from keyturn_protocol.entries import FIELDS, Chip
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.flop import ZERO, Estimate, Interval, Verdict, estimate, estimate_gap, verdict
 from keyturn_protocol.ids import GAP
 from keyturn_protocol.limits import MAX_INT

@@ -9,17 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn_protocol.canonical import decode, encode
-from keyturn_protocol.entries import (
-    FIELDS,
-    SUM_FIELDS,
-    Chip,
-    Entry,
-    Inventory,
-    InventoryBody,
-    Share,
-    Usage,
-    parse_entry,
-)
+from keyturn_protocol.entries import Entry, Inventory, Usage, parse_entry
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_usage import FIELDS, SUM_FIELDS, Share
 from keyturn_protocol.ids import Origin, WorkloadId, parse_origin
 from keyturn_protocol.limits import MAX_INT, MAX_TIME_US
 from keyturn_protocol.merkle import leaf_hash

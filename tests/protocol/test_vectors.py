@@ -14,6 +14,7 @@ from keyturn_protocol.entries import format_entry, parse_entry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin, parse_origin, workload_id
 from keyturn_protocol.keys import node_id_of, parse_vkey
+from keyturn_protocol.lease import lease_subject, lease_text, open_lease, parse_lease
 from keyturn_protocol.merkle import Frontier, leaf_hash
 from keyturn_protocol.note import open_note, parse_note, parse_signature
 from keyturn_protocol.public_keys import parse_public_key
@@ -172,6 +173,15 @@ def check_open_statement(given: Any) -> Any:
     assert format_statement(statement) == envelope.payload
     signers = verify(envelope, key_set(map(parse_public_key, given["keys"])))
     return {"hash": envelope.hash.hex(), "signers": [key.id for key in signers]}
+
+
+def check_open_lease(given: Any) -> Any:
+    data = content(given["note"])
+    lease = open_lease(data, parse_vkey(given["vkey"]))
+    signed = parse_lease(data)
+    assert signed.to_bytes() == data
+    assert lease_text(lease) == signed.note.text
+    return {"hash": signed.hash.hex(), "subject": lease_subject(lease)}
 
 
 def check_pae(given: Any) -> str:

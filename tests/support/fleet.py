@@ -26,7 +26,8 @@ from typing import Final
 
 from keyturn_agent.ports import Reading
 from keyturn_agent.recording import Header, RecordedSample, Workload, format_recording
-from keyturn_protocol.entries import FIELDS, Chip, Share
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import FIELDS, Share
 
 TRACE: Final = Path("inference_fleet") / "samples.csv.gz"
 PERIOD_S: Final = 57

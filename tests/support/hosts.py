@@ -8,25 +8,19 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.entries import (
-    ENTRY_OF_BODY,
-    FIELDS,
-    Body,
-    Chip,
+from keyturn_protocol.entries import ENTRY_OF_BODY, Body, format_entry
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_log import (
     GenesisBody,
     HeartbeatBody,
-    InventoryBody,
     KeyRollBody,
     Previous,
     RetiredBody,
-    Share,
-    ShareClass,
     Source,
-    UsageBody,
-    WorkloadStartedBody,
-    format_entry,
     key_roll_message,
 )
+from keyturn_protocol.entry_usage import FIELDS, Share, ShareClass, UsageBody
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.ids import Deployment, LogName, NodeId
 from keyturn_protocol.keys import node_id_of
 from keyturn_protocol.merkle import leaf_hash, root_of

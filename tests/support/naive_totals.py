@@ -8,7 +8,7 @@ from keyturn_protocol.api import WorkloadTotal
 from keyturn_protocol.api_read import Bucket, By, UsageBucket
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import WorkloadStartedBody
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.ids import GAP, Origin, parse_origin
 from keyturn_protocol.totals import add_up, summarise, to_text
 from keyturn_protocol.usage import Gap

@@ -20,30 +20,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keyturn_protocol import api
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.entries import (
-    ENTRY_OF_BODY,
-    FIELDS,
-    MAX_FIELDS,
-    Body,
-    Chip,
-    Entry,
-    Genesis,
+from keyturn_protocol.entries import ENTRY_OF_BODY, Body, Entry, Genesis, Usage, WorkloadStarted, format_entry
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_log import (
     GenesisBody,
     HeartbeatBody,
-    InventoryBody,
     KeyRollBody,
     Previous,
-    Share,
-    ShareClass,
     ShutdownBody,
     Source,
-    Usage,
-    UsageBody,
-    WorkloadStarted,
-    WorkloadStartedBody,
-    format_entry,
     key_roll_message,
 )
+from keyturn_protocol.entry_usage import FIELDS, MAX_FIELDS, Share, ShareClass, UsageBody
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.ids import Deployment, LogName, Origin
 from keyturn_protocol.keys import VerifierKey, node_id_of
 from keyturn_protocol.merkle import Frontier, leaf_hash

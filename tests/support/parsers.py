@@ -14,6 +14,7 @@ from keyturn_protocol.entries import format_entry, parse_entry
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.keys import SignatureType, parse_vkey
+from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leaves import parse_leaf
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.note import parse_note, parse_signature
@@ -155,6 +156,7 @@ PARSERS: dict[str, Parser] = {
         lambda data: format_openings(parse_openings(data)),
         [encode({"parts": {"argv": {"salt": "01" * 32, "value": ["a", "-b"]}}, "v": 1}), b'{"parts":{},"v":1}'],
     ),
+    "lease": Parser(lambda data: parse_lease(data).to_bytes(), inputs("open_lease", "note")),
     "totals": Parser(of_json(Totals), [b'{"gaps":[],"usage_hour":[],"v":1}']),
     "leaf": Parser(lambda data: encode(parse_leaf(data)), SITE.leaves),
     "manifest": Parser(lambda data: encode(parse_manifest(data)), [BUNDLE.read(MANIFEST)]),

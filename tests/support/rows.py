@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from keyturn_protocol.entries import FIELDS, Chip
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.usage import UsageRow
 
 HOUR_US = 3_600_000_000

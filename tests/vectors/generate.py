@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ed25519_reference, naive_merkle
 from tests.support.naive_fold import FIELDS, fold
-from tests.vectors import people
+from tests.vectors import leases, people
 from tests.vectors.pieces import Case, Json, b64, bad, canonical, content, flip, good
 
 HERE = Path(__file__).parent
@@ -919,6 +919,8 @@ def entries() -> Iterator[tuple[str, Case]]:
     for name, (what, data) in accepted.items():
         yield f"good_{name}", good(what, "parse_entry", content(data), None)
 
+    yield from leases.entries(log.entry)
+
     columns = {**usage, "energy_mj": [None, 1], "samples": [0, 10]}
     of_nothing = {field: [None, *usage[field][1:]] for field in FIELDS} | {"samples": [0, 10]}
     refused: dict[str, tuple[str, bytes, str]] = {
@@ -926,8 +928,6 @@ def entries() -> Iterator[tuple[str, Case]]:
         "no_type": ("no type", canonical({k: v for k, v in seen["shutdown"].items() if k != "type"}), "not_canonical"),
         "unknown_type": ("an unknown type", change("shutdown", type="startup"), "not_canonical"),
         "reserved_attestation": ("a reserved type", change("shutdown", type="attestation"), "not_canonical"),
-        "reserved_permit": ("a reserved type", change("shutdown", type="permit"), "not_canonical"),
-        "reserved_lease": ("a reserved type", change("shutdown", type="lease"), "not_canonical"),
         "body_of_another_type": ("the body of another type", change("shutdown", type="heartbeat"), "not_canonical"),
         "mig_parent_alone": (
             "a MIG parent without instances",
@@ -1591,6 +1591,7 @@ AREAS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "public_keys": people.public_keys,
     "sshsig": people.sshsig,
     "statements": people.statements,
+    "leases": leases.leases,
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Update, update
 
 from keyturn_protocol.bundle import parse_manifest
-from keyturn_protocol.entries import Share
+from keyturn_protocol.entry_usage import Share
 from keyturn_protocol.usage import totals_json
 from keyturn_verifier import export, queries
 from keyturn_verifier.db.engine import reading, writing

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from keyturn_protocol.api import FindingItem, NodeLog, Page, WorkloadTotal
 from keyturn_protocol.canonical import decode, encode
-from keyturn_protocol.entries import RetiredBody
+from keyturn_protocol.entry_log import RetiredBody
 from keyturn_protocol.usage import UsageRow
 from keyturn_verifier import queries, tokens
 from keyturn_verifier.db.engine import reading, writing

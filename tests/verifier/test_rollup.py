@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Connection
 
 from keyturn_protocol.chips import chip_table
-from keyturn_protocol.entries import RetiredBody, Share
+from keyturn_protocol.entry_log import RetiredBody
+from keyturn_protocol.entry_usage import Share
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.queries import EVERYTHING, Filter

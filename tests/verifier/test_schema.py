@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, select
 from sqlmodel import SQLModel
 
-from keyturn_protocol.entries import FIELDS
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.usage import RowKey, Rows, UsageRow, add_sums
 from keyturn_verifier.db.engine import is_postgres, open_engine, writing

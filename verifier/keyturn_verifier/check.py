@@ -19,7 +19,8 @@ from keyturn_protocol.audit_rollback import quoted
 from keyturn_protocol.bundle import check_trust
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
-from keyturn_protocol.entries import FIELDS, Heartbeat
+from keyturn_protocol.entries import Heartbeat
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.findings import Before, Finding, FindingCode, at_genesis, finding
 from keyturn_protocol.ids import parse_origin

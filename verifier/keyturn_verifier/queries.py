@@ -14,7 +14,8 @@ from keyturn_protocol.api import NodeLog
 from keyturn_protocol.api_read import SegmentItem
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import FIELDS, Chip
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.findings import Finding, FindingCode, Severity, in_totals, ranked
 from keyturn_protocol.ids import GAP, LogName, Origin, parse_origin
 from keyturn_protocol.links import link_findings, takeovers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from keyturn_protocol.entries import Slug
+from keyturn_protocol.values import Slug
 
 
 class Reach(Enum):

@@ -13,7 +13,9 @@ from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import NO_VALUE, NOT_PERMITTED, UNKNOWN, NvmlFailure, Reach
 from keyturn_agent.sources.nvml_gpm import COUNTERS, RATES, RATIOS, Gpm, Now, divisor
 from keyturn_agent.sources.nvml_processes import Processes
-from keyturn_protocol.entries import FIELDS, Chip, Slug
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_usage import FIELDS
+from keyturn_protocol.values import Slug
 
 T = TypeVar("T")
 

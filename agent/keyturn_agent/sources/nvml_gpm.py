@@ -19,7 +19,7 @@ from typing import Final
 
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import NO_VALUE, NOT_PERMITTED, SUCCESS, NvmlFailure, Reach, cause_of
-from keyturn_protocol.entries import Slug
+from keyturn_protocol.values import Slug
 
 MIN_SPACING_US: Final = 100_000
 """Between two samples that a metric is to come out of (``nvmlGpmMetricsGet``)."""

@@ -12,7 +12,7 @@ from keyturn_agent.ports import Clock
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import LIB_RM_VERSION_MISMATCH, NvmlFailure
 from keyturn_agent.sources.nvml_session import Answer, Backoff, Session, Versions
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from keyturn_agent.sources import nvml
 from keyturn_agent.sources.nvml_causes import GPU_NOT_FOUND, NvmlFailure, Reach
 from keyturn_agent.sources.nvml_chip import Identity
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from keyturn_agent.sources.nvml_causes import NvmlFailure, Reach
 from keyturn_agent.sources.nvml_chip import ChipReader
 from keyturn_agent.sources.nvml_gpm import ELAPSED, MIN_SPACING_US
 from keyturn_agent.sources.nvml_inventory import discover, mig_uuids, optional
-from keyturn_protocol.entries import Chip, Slug
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.values import Slug
 
 T = TypeVar("T")
 

@@ -33,7 +33,10 @@ from keyturn_agent.sources.nvml_host import NvmlHost, Snapshot
 from keyturn_agent.sources.nvml_inventory import with_roles
 from keyturn_agent.sources.nvml_session import Versions
 from keyturn_agent.sources.worker import CallHungError, Worker
-from keyturn_protocol.entries import Chip, InventoryBody, PciDevice, Share, Slug, Source
+from keyturn_protocol.entry_inventory import Chip, InventoryBody, PciDevice
+from keyturn_protocol.entry_log import Source
+from keyturn_protocol.entry_usage import Share
+from keyturn_protocol.values import Slug
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ machine), still is in the host.
 from pathlib import Path
 from typing import Final
 
-from keyturn_protocol.entries import PciDevice
+from keyturn_protocol.entry_inventory import PciDevice
 
 SYSFS: Final = Path("/sys")
 NVIDIA: Final = 0x10DE

@@ -11,7 +11,8 @@ import msgspec
 from keyturn_agent.errors import RefusedError, UsageError
 from keyturn_agent.ports import COUNTERS, Declared, Reading, Sample
 from keyturn_agent.recording import Recording
-from keyturn_protocol.entries import Chip, InventoryBody, Source
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_log import Source
 from keyturn_protocol.errors import ProtocolError
 
 ENDED = "recording_ended"

@@ -86,4 +86,24 @@ FINDINGS: Final[Mapping[FindingCode, tuple[str, str]]] = {
         "The verifier lost what it had signed: a node showed a receipt, or quotes a head of another history.",
         "Ask its operator. A database from a backup is the harmless reason, a rewritten log the other.",
     ),
+    FindingCode.LEASE_UNKNOWN: (
+        "A node says that it runs under a lease that the verifier's log doesn't have, or that is another node's.",
+        "Somebody made that lease outside of the log, or moved it: ask who has the lease key, and look at the host.",
+    ),
+    FindingCode.LEASE_ROLLBACK: (
+        "A node says that it has charged less than it said before: its state came from a backup.",
+        "Nothing is gained by it, the higher number counts. Find out who restored the host and why.",
+    ),
+    FindingCode.LEASE_UNDERCHARGED: (
+        "A node says that it has charged less than its own log comes to.",
+        "Another version of the chip table is the harmless reason. Otherwise that agent isn't one of this project.",
+    ),
+    FindingCode.LEASE_OVERRUN: (
+        "A node charged more than its lease allowed: what ran wasn't stopped when the lease was used up.",
+        "A little is the time to the next sample. More: look at the gate's driver there, and at who gets around it.",
+    ),
+    FindingCode.LEASE_SURVIVORS: (
+        "A workload went on on leased chips after the last word on their lease.",
+        "Look at what still runs there; the gate's driver observe logs it and stops nothing.",
+    ),
 }

@@ -110,4 +110,36 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "The very same statement is in the log already, and counts once.",
         "Nothing, if it was sent again. To say it anew, make it anew: another time makes it another statement.",
     ),
+    Why.CHIP_TAKEN: (
+        "A chip is under another lease: of another run, or of another node that says it has that chip.",
+        "End what runs on it, or wait until that lease is over. One chip on two nodes: find out which of them has it.",
+    ),
+    Why.ASSURANCE: (
+        "The node's evidence is worth less than the run's tier asks for.",
+        "Run it on nodes of that assurance level, or amend the run under a policy that asks for less.",
+    ),
+    Why.UNVERIFIED: (
+        "The tier asks that the host checks a part of the spec itself, and it couldn't.",
+        "Give keyturn-agent exec the openings and what they open: the image's digest, the config file.",
+    ),
+    Why.SITE: (
+        "The node isn't at a site of the permit, or the chip isn't one of its chips.",
+        "keyturn show RUN says where it may run. Other sites or chips take keyturn amend and its approvals.",
+    ),
+    Why.WINDOW: (
+        "It is before or after the time for which the run was approved.",
+        "keyturn show RUN says when; another window takes keyturn amend and its approvals.",
+    ),
+    Why.SUSPENDED: (
+        "The run is suspended, so no host gets a lease.",
+        "keyturn show RUN says who suspended it and why; keyturn resume takes the quorum.",
+    ),
+    Why.NOT_YET: (
+        "Fewer hosts of the group have asked than are to start together.",
+        "Start the others: all get their leases when the last one asks. Nobody is charged while they wait.",
+    ),
+    Why.UNKNOWN_CHIP: (
+        "The chip table doesn't know the chip, so its peak has no bound and no lease would hold it.",
+        "A version of Keyturn that knows the chip. Until then it can't run under a permit or the allowance.",
+    ),
 }

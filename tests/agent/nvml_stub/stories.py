@@ -4,13 +4,10 @@ from keyturn_agent.losses import Losses
 from keyturn_agent.ports import Reading, Sample
 from keyturn_agent.sampler import Sampler
 from keyturn_agent.sources.nvml_source import NvmlSource
-from keyturn_protocol.entries import (
-    GapBody,
-    Inventory,
-    InventoryBody,
-    UsageBody,
-    format_entry,
-)
+from keyturn_protocol.entries import Inventory, format_entry
+from keyturn_protocol.entry_inventory import InventoryBody
+from keyturn_protocol.entry_log import GapBody
+from keyturn_protocol.entry_usage import UsageBody
 from tests.agent.nvml_stub.stub import START_US, Script, Stub
 
 SECOND_US = 1_000_000

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from keyturn_protocol.entries import RetiredBody
+from keyturn_protocol.entry_log import RetiredBody
 from keyturn_protocol.leaves import EnrolmentBody, ExportBody, LeafBody, LeftOut, LogFrozenBody, NodeCheckpointBody
 from keyturn_protocol.segment import node_key
 from tests.faults.tamper.forgery import Forgeries

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import insert, make_url
 
-from keyturn_protocol.entries import HeartbeatBody
+from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.leaves import ExportBody
 from keyturn_verifier import config, translog
 from keyturn_verifier.db.engine import writing

@@ -11,7 +11,7 @@ import msgspec
 
 from keyturn_protocol.bundle import TOTALS, VERIFIER_LOG, log_folder, receipt_path, segment_path
 from keyturn_protocol.canonical import encode
-from keyturn_protocol.entries import GapBody
+from keyturn_protocol.entry_log import GapBody
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.keys import parse_vkey

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from keyturn_protocol.entries import FIELDS, MAX_FIELDS
+from keyturn_protocol.entry_usage import FIELDS, MAX_FIELDS
 from keyturn_protocol.limits import MAX_INT
 from keyturn_verifier.db.bulk import Copy, Each, Many, Through
 from keyturn_verifier.db.engine import is_postgres

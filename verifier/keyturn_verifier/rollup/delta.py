@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, select
 
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import WorkloadStartedBody
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.flop import estimate, gap_rate
 from keyturn_protocol.ids import GAP
 from keyturn_protocol.totals import declared_dtype

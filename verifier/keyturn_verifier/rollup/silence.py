@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.chips import ChipTable
-from keyturn_protocol.entries import Chip
+from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.flop import gap_rate
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.totals import missing_after

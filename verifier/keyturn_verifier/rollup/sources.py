@@ -7,7 +7,8 @@ from msgspec import structs
 from sqlalchemy import Connection, Row, func, select
 
 from keyturn_protocol.canonical import encode_record, parse
-from keyturn_protocol.entries import Chip, WorkloadStartedBody
+from keyturn_protocol.entry_inventory import Chip
+from keyturn_protocol.entry_workloads import WorkloadStartedBody
 from keyturn_protocol.ids import Origin
 from keyturn_protocol.usage import Gap, UsageRow
 from keyturn_verifier import queries
