@@ -12,13 +12,13 @@ from tests.support.documents import code_of, markdown_files, name_of
 from tests.support.optional import require
 from tests.support.paths import REPO
 
-PROGRAMS = ("keyturn-agent", "keyturn-verifier", "keyturn")
+PROGRAMS = ("keyturn-agent", "keyturn-gate", "keyturn-verifier", "keyturn")
 
 
 def command_lines(path: Path) -> list[tuple[str, str]]:
     """(program, subcommand) of each line of code that begins with a program, with or without a prompt."""
     found = re.findall(
-        r"^(?:\$ )?(?:sudo )?(?:\.venv/bin/)?(keyturn(?:-agent|-verifier)?) ([a-z][a-z-]*)\b",
+        r"^(?:\$ )?(?:sudo )?(?:\.venv/bin/)?(keyturn(?:-agent|-gate|-verifier)?) ([a-z][a-z-]*)\b",
         code_of(path.read_text()),
         flags=re.MULTILINE,
     )

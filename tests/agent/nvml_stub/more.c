@@ -24,7 +24,6 @@ API int nvmlDeviceGetDisplayActive(unit_t *d, unsigned *yes) { return answer(d, 
 API int nvmlDeviceGetDisplayMode(unit_t *d, unsigned *yes) { return answer(d, yes, 0); }
 API int nvmlDeviceGetPersistenceMode(unit_t *d, unsigned *yes) { return answer(d, yes, 1); }
 API int nvmlDeviceGetPerformanceState(unit_t *d, unsigned *state) { return answer(d, state, 0); }
-API int nvmlDeviceGetComputeMode(unit_t *d, unsigned *mode) { return answer(d, mode, 0); }
 API int nvmlDeviceGetTotalEccErrors(unit_t *d, unsigned kind, unsigned counter, unsigned long long *count) {
     unsigned low;
     (void)kind, (void)counter;

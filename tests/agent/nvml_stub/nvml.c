@@ -207,6 +207,34 @@ API int nvmlDeviceGetAttributes_v2(device_t d, attributes_t *out) {
     return OK;
 }
 
+/* --- compute mode: the driver's, not the process's, so it is in the control file; a reboot clears it ------------- */
+
+/* NVML sets none on a divided GPU or its instances; a unit with a property `compute_mode` has one all the same. */
+static int has_mode(device_t d) { return property(d, "compute_mode") || (!parent_of(d) && number(d, "mig", 0) != 1); }
+API int nvmlDeviceGetComputeMode(device_t d, unsigned *mode) {
+    ENTER(d);
+    if (!has_mode(d)) return NOT_SUPPORTED;
+    uint64_t set = control->modes[d - units];
+    *mode = set ? (unsigned)set - 1 : (unsigned)number(d, "compute_mode", 0);
+    return OK;
+}
+API int nvmlDeviceSetComputeMode(device_t d, unsigned mode) {
+    ENTER(d);
+    if (mode > 3) return INVALID_ARGUMENT;
+    if (!has_mode(d)) return NOT_SUPPORTED;
+    control->modes[d - units] = mode + 1;
+    return OK;
+}
+API int nvmlDeviceGetHandleByUUID(const char *uuid, device_t *device) {
+    for (int i = 0; i < n_units; i++)
+        if (property(&units[i], "uuid") && !strcmp(property(&units[i], "uuid"), uuid)) {
+            ENTER(&units[i]);
+            *device = &units[i];
+            return OK;
+        }
+    return sessions ? NOT_FOUND : UNINITIALIZED;
+}
+
 /* --- what a device does ------------------------------------------------------------------------------------- */
 
 API int nvmlDeviceGetMemoryInfo(device_t d, memory_t *out) {

@@ -9,6 +9,7 @@ typedef struct {
     uint64_t sessions, buffers, hanging, openings; /* set by the stub */
     uint64_t reload;                              /* set by the test: read the script again, with what is open */
     uint64_t calls;                               /* set by the stub */
+    uint64_t modes[64];                           /* compute mode + 1 of each unit, by its place; 0: as the script says */
 } control_t;
 
 typedef struct {

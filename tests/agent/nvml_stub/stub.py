@@ -63,6 +63,15 @@ class Control:
     def set(self, name: str, value: int) -> None:
         struct.pack_into("<Q", self._map, 8 * _FIELDS.index(name), value)
 
+    def mode(self, place: int) -> int | None:
+        """The compute mode that somebody set on a unit, by its place in the script; None: as it booted."""
+        value: int = struct.unpack_from("<Q", self._map, 8 * (len(_FIELDS) + place))[0]
+        return value - 1 if value else None
+
+    def set_mode(self, place: int, mode: int | None) -> None:
+        """Set it as root would; None is what a reboot does."""
+        struct.pack_into("<Q", self._map, 8 * (len(_FIELDS) + place), 0 if mode is None else mode + 1)
+
 
 class StubClock:
     """A :class:`~keyturn_agent.ports.Clock` that is the stub's time: it moves by waiting."""

@@ -1,0 +1,22 @@
+"""What the gate asks of the kernel about time and about this boot."""
+
+import time
+from pathlib import Path
+from typing import Final
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """Of the running kernel: a grant of another boot is none."""
+    return _BOOT_ID.read_text("ascii").strip()
+
+
+def boottime_us() -> int:
+    """CLOCK_BOOTTIME: nobody sets it, and it counts while the host sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000
+
+
+def wall_us() -> int:
+    """UTC, for people only: nothing is decided by it."""
+    return time.time_ns() // 1_000
