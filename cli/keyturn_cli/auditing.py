@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Final
 
 from keyturn_cli.errors import CliError, Exit
@@ -108,9 +110,17 @@ _reader: list[BundleReader] = []
 
 def _keep(reader: BundleReader) -> None:
     """Begin a worker: what was imported stays for good, and entries are garbage as soon as they are folded."""
+    if (parent := parent_process()) is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()
     _reader[:] = [reader]
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _end_with(sentinel: int) -> None:
+    """End this worker when the program does. One that is killed tells nobody; the kernel closes its end of a pipe."""
+    wait([sentinel])
+    os._exit(Exit.UNDECIDED)
 
 
 def _work(task: Task) -> LogResult:
