@@ -31,15 +31,19 @@ from keyturn_protocol.sshsig import verify_sshsig
 _TYPE: Final = re.compile(r"application/vnd\.keyturn\.([a-z][a-z0-9_]{0,31})\+json", re.ASCII)
 
 
-class _Signature(Record, frozen=True, kw_only=True):
+class SignatureRecord(Record, frozen=True, kw_only=True):
+    """One signature of an envelope."""
+
     keyid: Hex32
     sig: str
 
 
-class _Envelope(Record, frozen=True, kw_only=True):
+class EnvelopeRecord(Record, frozen=True, kw_only=True):
+    """An envelope as JSON, by itself or inside of something else; :func:`envelope_of` checks what is in it."""
+
     payload: str
     payload_type: str = msgspec.field(name="payloadType")
-    signatures: Annotated[list[_Signature], msgspec.Meta(min_length=1, max_length=STATEMENT_SIGNATURES)]
+    signatures: Annotated[list[SignatureRecord], msgspec.Meta(min_length=1, max_length=STATEMENT_SIGNATURES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,16 @@ class Envelope:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, the signatures in the order of their key ids."""
-        return encode_record(
-            _Envelope(
-                payload=base64.b64encode(self.payload).decode(),
-                payload_type=payload_type(self.kind),
-                signatures=[
-                    _Signature(keyid=key_id, sig=base64.b64encode(signature).decode())
-                    for key_id, signature in sorted(self.signatures.items())
-                ],
-            )
+        return encode_record(self.to_record())
+
+    def to_record(self) -> EnvelopeRecord:
+        return EnvelopeRecord(
+            payload=base64.b64encode(self.payload).decode(),
+            payload_type=payload_type(self.kind),
+            signatures=[
+                SignatureRecord(keyid=key_id, sig=base64.b64encode(signature).decode())
+                for key_id, signature in sorted(self.signatures.items())
+            ],
         )
 
     def with_signature(self, key: PublicKey, signature: bytes) -> "Envelope":
@@ -96,7 +101,15 @@ def parse_envelope(data: bytes) -> Envelope:
 
     :raises ProtocolError: ``bad_statement``, ``not_canonical`` or ``too_large``.
     """
-    raw: _Envelope = decode(data, _Envelope, limit=ENVELOPE_BYTES)
+    raw: EnvelopeRecord = decode(data, EnvelopeRecord, limit=ENVELOPE_BYTES)
+    return envelope_of(raw)
+
+
+def envelope_of(raw: EnvelopeRecord) -> Envelope:
+    """The envelope of a record that was decoded; ``envelope_of(x).to_record() == x`` for each that it accepts.
+
+    :raises ProtocolError: ``bad_statement`` or ``too_large``.
+    """
     kind = _TYPE.fullmatch(raw.payload_type)
     if kind is None:
         expected = payload_type("<kind>")

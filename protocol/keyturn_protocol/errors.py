@@ -41,6 +41,8 @@ class Code(StrEnum):
     BAD_POLICY = "bad_policy"
     BAD_LEASE = "bad_lease"
     """Not a lease as it is written here, or one that breaks a rule."""
+    BAD_PERMIT = "bad_permit"
+    """A permit bundle that isn't whole, or less than one that was seen before."""
     REFUSED = "refused"
     """A statement of good form that the start switch doesn't take; the reason has a code of its own."""
 

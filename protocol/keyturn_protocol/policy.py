@@ -6,7 +6,7 @@
 Signed under the root's policy threshold. People write it in TOML; the statement is what is signed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.limits import TIERS
-from keyturn_protocol.quorum import able, shared_with, tally, tolerance
+from keyturn_protocol.quorum import Census, able, census, compare, tolerance
 from keyturn_protocol.root import Class, Name, Standing, Threshold
 from keyturn_protocol.statement_base import Statement
 from keyturn_protocol.values import SpecPart
@@ -140,25 +140,40 @@ def _form(policy: Policy) -> Iterator[str]:
 
 
 def _under(policy: Policy, standing: Standing, at_us: int) -> Iterator[str]:
+    everybody = census(able(standing, at_us), standing)
+    left = {colleagues: deciders(policy, standing, at_us, colleagues) for colleagues in (False, True)}
     for tier in policy.tiers:
-        yield from (f"tier {tier.name}: {reason}" for reason in _people(policy, tier, standing, at_us))
+        reasons = _people(tier, standing, everybody, left[tier.colleagues])
+        yield from (f"tier {tier.name}: {reason}" for reason in reasons)
 
 
 def worst_tolerance(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> int:
     """How many persons may be out of reach before a request of this tier can't be approved, for the requester for
     whom that is least; -1 if there is one whose request never can be."""
-    return min(tolerance(tier.approve, left, standing) for left in _left(policy, tier, standing, at_us))
+    return min(
+        (tolerance(tier.approve, left) for left in deciders(policy, standing, at_us, tier.colleagues)), default=-1
+    )
 
 
-def _left(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterator[tuple[str, ...]]:
-    """Who can approve, for each one who may ask."""
+def deciders(policy: Policy, standing: Standing, at_us: int, colleagues: bool) -> list[Census]:
+    """Who can decide, for each one who may ask: once for all requesters of one class and organisation.
+
+    :param colleagues: whether others of the requester's organisation count.
+    """
     people = able(standing, at_us)
-    asking = [person for person in people if standing.party_of(person).class_ in policy.requesters]
-    if not asking:
-        yield ()
-    for requester in asking:
-        excluded = shared_with(standing, requester, colleagues=not tier.colleagues)
-        yield tuple(person for person in people if person not in excluded)
+    everybody = census(people, standing)
+    asking = {
+        (party.class_, party.organisation): person
+        for person in people
+        if (party := standing.party_of(person)).class_ in policy.requesters
+    }
+    if colleagues:
+        return [everybody.without(census([person], standing)) for person in asking.values()]
+    by_organisation: dict[str, list[str]] = {}
+    for person in people:
+        by_organisation.setdefault(standing.party_of(person).organisation, []).append(person)
+    organisations = {organisation for _, organisation in asking}
+    return [everybody.without(census(by_organisation[name], standing)) for name in sorted(organisations)]
 
 
 def _order(policy: Policy) -> Iterator[str]:
@@ -196,24 +211,23 @@ def _sizes(tier: Tier) -> Iterator[str]:
             yield f"{name} is sorted, each once"
 
 
-def _people(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> Iterator[str]:
+def _people(tier: Tier, standing: Standing, everybody: Census, left: Sequence[Census]) -> Iterator[str]:
+    """:param left: who can decide, for each one who may ask."""
     for watcher in tier.watchers:
         if watcher not in {steward.party for steward in standing.root.watchers}:
             yield f"no watcher of {watcher} in the root"
-    worst = worst_tolerance(policy, tier, standing, at_us)
-    if worst < 0:
-        yield "can never approve: " + _shortfall(policy, tier, standing, at_us)
-    can_say_no = min((len(left) for left in _left(policy, tier, standing, at_us)), default=0)
-    vetoers = [p for p in able(standing, at_us) if standing.party_of(p).class_ in tier.veto]
-    if tier.deny > can_say_no and not vetoers:
-        yield f"can never refuse: {tier.deny} must say no, of {can_say_no}, and nobody has a veto"
-    if not vetoers:
+    if not left:
+        yield "can never approve: nobody who may ask has a valid key"
+    unmet = [count for count in (compare(tier.approve, found) for found in left) if not count.met]
+    if unmet:
+        worst = max(unmet, key=lambda one: one.missing_persons + sum(one.missing_classes.values()))
+        yield f"can never approve: with all who could sign, {worst} would be missing"
+    silent = [found.persons for found in left if found.persons < tier.deny and not _any(found, tier.veto)]
+    if silent:
+        yield f"can never refuse: {tier.deny} must say no, of {min(silent)}, and nobody has a veto"
+    if not _any(everybody, tier.veto):
         yield "nobody can suspend: no person with a valid key in a class with a veto"
 
 
-def _shortfall(policy: Policy, tier: Tier, standing: Standing, at_us: int) -> str:
-    """What is missing for the requester for whom most is."""
-    tallies = [tally(tier.approve, left, standing) for left in _left(policy, tier, standing, at_us)]
-    worst = max(tallies, key=lambda one: one.missing_persons + sum(one.missing_classes.values()))
-    unmet = next((one for one in [worst, *tallies] if not one.met), worst)
-    return f"with all who could sign, {unmet} would be missing"
+def _any(found: Census, classes: Iterable[Class]) -> bool:
+    return any(found.classes[kind] for kind in classes)

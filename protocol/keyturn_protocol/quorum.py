@@ -5,7 +5,7 @@ takes nothing away, and what all eligible persons together can't meet, nobody ca
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from keyturn_protocol.root import CLASSES, Class, Standing, Threshold
@@ -35,16 +35,42 @@ class Tally:
         return ", ".join(parts) or "nothing"
 
 
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many persons there are, by class and by organisation: all that a threshold asks about."""
+
+    persons: int
+    classes: Counter[Class]
+    organisations: Counter[str]
+
+    def without(self, other: "Census") -> "Census":
+        """When those counted in ``other``, who are among these, are away."""
+        return Census(
+            self.persons - other.persons, self.classes - other.classes, self.organisations - other.organisations
+        )
+
+
+def census(persons: Iterable[str], standing: Standing) -> Census:
+    """Count persons of the root."""
+    parties = [standing.party_of(person) for person in persons]
+    return Census(
+        len(parties), Counter(party.class_ for party in parties), Counter(party.organisation for party in parties)
+    )
+
+
 def tally(threshold: Threshold, persons: Iterable[str], standing: Standing) -> Tally:
     """Count ``persons``, each once; those that the root doesn't know don't count."""
     counted = sorted({person for person in persons if person in standing.persons})
-    parties = [standing.party_of(person) for person in counted]
-    by_class = Counter(party.class_ for party in parties)
-    organisations = len({party.organisation for party in parties})
+    return compare(threshold, census(counted, standing), tuple(counted))
+
+
+def compare(threshold: Threshold, found: Census, persons: tuple[str, ...] = ()) -> Tally:
+    """How far those counted get; ``persons`` are their names, for who shows them."""
+    by_class = found.classes
     return Tally(
-        tuple(counted),
-        max(0, threshold.persons - len(counted)),
-        max(0, threshold.organisations - organisations),
+        persons,
+        max(0, threshold.persons - found.persons),
+        max(0, threshold.organisations - len(found.organisations)),
         {
             kind: threshold.minimum[kind] - by_class[kind]
             for kind in CLASSES
@@ -66,17 +92,15 @@ def shared_with(standing: Standing, person: str, *, colleagues: bool) -> frozens
     return frozenset(other for other in standing.persons if standing.party_of(other).organisation == own)
 
 
-def tolerance(threshold: Threshold, persons: Collection[str], standing: Standing) -> int:
-    """How many of ``persons`` may be out of reach, whoever they are, before the threshold can't be met; -1: never can.
+def tolerance(threshold: Threshold, found: Census) -> int:
+    """How many of those counted may be out of reach, whoever they are, before the threshold can't be met; -1: never.
 
     The demands are independent lower bounds: the fewest absences that break one of them, less one.
     """
-    if not tally(threshold, persons, standing).met:
-        return -1
-    parties = [standing.party_of(person) for person in persons]
-    breaks = [len(parties) - threshold.persons + 1]
-    by_class = Counter(party.class_ for party in parties)
+    breaks = [found.persons - threshold.persons + 1]
+    by_class = found.classes
     breaks += [by_class[kind] - count + 1 for kind, count in threshold.minimum.items()]
-    sizes = sorted(Counter(party.organisation for party in parties).values())
-    breaks.append(sum(sizes[: len(sizes) - threshold.organisations + 1]))
-    return min(breaks) - 1
+    sizes = sorted(found.organisations.values())
+    spare = len(sizes) - threshold.organisations
+    breaks.append(sum(sizes[: spare + 1]) if spare >= 0 else 0)
+    return max(min(breaks), 0) - 1

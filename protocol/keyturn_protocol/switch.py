@@ -11,7 +11,7 @@ from typing import assert_never
 from keyturn_protocol.authority import Authority, Logged, Why, refuse
 from keyturn_protocol.dsse import Envelope, verify
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.lifecycle import ALIVE, Run, State, advance, open_run, state, under_policy, under_root
+from keyturn_protocol.lifecycle import ALIVE, Run, State, advance, open_run, started, state, under_policy, under_root
 from keyturn_protocol.limits import PENDING
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.public_keys import PublicKey
@@ -73,8 +73,7 @@ class Switch:
         :raises ProtocolError: ``bad_statement``: for another deployment; ``bad_root``, ``bad_policy``.
         :raises ValueError: a leaf from before the last one.
         """
-        if logged.index <= self.index:
-            raise ValueError(f"leaf {logged.index} after leaf {self.index}")
+        self._check_order(logged.index)
         statement = logged.statement
         if statement.deployment != self.deployment:
             raise ProtocolError(
@@ -113,6 +112,25 @@ class Switch:
     def take(self, logged: Logged) -> None:
         """:meth:`decide` and :meth:`apply`; raises what the former does, and then changes nothing."""
         self.apply(logged, self.decide(logged))
+
+    def begin(self, run: str, index: int, time_us: int) -> None:
+        """Take the leaf of a run's first lease.
+
+        :raises Refused: it has no permit, or may not start then.
+        :raises ValueError: a leaf from before the last one.
+        """
+        self._check_order(index)
+        found = self.run_of(run)
+        if found.permit is None:
+            raise refuse(Why.NO_PERMIT, "a lease without a permit", got=run)
+        if (at := state(found, time_us)) is not State.APPROVED:
+            raise refuse(Why.OVER, f"a first lease of a run that is {at}", got=run)
+        self.runs[found.hash] = started(found, time_us)
+        self.index = index
+
+    def _check_order(self, index: int) -> None:
+        if index <= self.index:
+            raise ValueError(f"leaf {index} after leaf {self.index}")
 
     def _alive(self, digest: str, at_us: int) -> bool:
         return state(self.runs[digest], at_us) in ALIVE
@@ -165,14 +183,14 @@ def signing_keys(authority: Authority, statement: Statement) -> dict[str, Public
 
     For a root, those in it as well. A key that is in both signs in the way that the root in force has for it.
 
+    :raises Refused: there is no root yet, and this is none.
     :raises ProtocolError: ``bad_root``, ``bad_key``: of a root that isn't one.
     """
-    keys: dict[str, PublicKey] = {}
-    if isinstance(statement, Root):
-        keys = {key_id: key.public for key_id, key in stand(statement, "").keys.items()}
-    if authority.roots:
-        keys |= {key_id: key.public for key_id, key in authority.roots[-1][1].keys.items()}
-    return keys
+    in_force = authority.roots[-1][1] if authority.roots else None
+    if in_force is None and not isinstance(statement, Root):
+        raise refuse(Why.OTHER_ROOT, "there is no root yet")
+    new = stand(statement, "") if isinstance(statement, Root) else None
+    return {key_id: key.public for one in (new, in_force) if one is not None for key_id, key in one.keys.items()}
 
 
 def log_statement(envelope: Envelope, statement: Statement, index: int, time_us: int, authority: Authority) -> Logged:

@@ -1,18 +1,22 @@
 """The page on the start switch is held to the code: its tables name what there is."""
 
 import re
+from typing import Any
 
 import msgspec
 import pytest
 
 from keyturn_protocol.authority import Why
+from keyturn_protocol.canonical import decode
 from keyturn_protocol.errors import Code
 from keyturn_protocol.lifecycle import State
+from keyturn_protocol.limits import PERMIT_BUNDLE_BYTES
 from keyturn_protocol.policy import Policy, Tier
 from keyturn_protocol.root import Root
 from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
 from keyturn_protocol.statements import Statement
 from tests.protocol.test_spec import first_column, page, rows, section
+from tests.support.assembly import every_kind
 
 TEXT = page("start-switch")
 
@@ -42,3 +46,8 @@ def test_every_state_and_every_reason() -> None:
 def test_it_names_the_codes_of_what_it_refuses() -> None:
     for code in (Code.BAD_ROOT, Code.BAD_POLICY, Code.REFUSED):
         assert f"`{code}`" in TEXT
+
+
+def test_every_field_of_a_permit_bundle() -> None:
+    fields: list[str] = list(decode(every_kind().bundle(), dict[str, Any], limit=PERMIT_BUNDLE_BYTES))
+    assert sorted(first_column(section(TEXT, "Permit bundle"))) == sorted(fields)

@@ -1,5 +1,6 @@
 """Every parser of protocol, with inputs that it takes; test_parsers damages them, tests/fuzz makes up more."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from keyturn_protocol.leaves import parse_leaf
 from keyturn_protocol.merkle import Frontier
 from keyturn_protocol.note import parse_note, parse_signature
 from keyturn_protocol.openings import format_openings, parse_openings
+from keyturn_protocol.permit import parse_permit_bundle
 from keyturn_protocol.public_keys import parse_public_key
 from keyturn_protocol.segment import (
     ChainState,
@@ -30,6 +32,7 @@ from keyturn_protocol.statements import format_statement, parse_payload, parse_s
 from keyturn_protocol.tar import format_member, parse_member
 from keyturn_protocol.tiles import decode_bundle, decode_hashes, encode_bundle, encode_hashes, parse_tile_path
 from keyturn_protocol.usage import FoldState, Totals
+from tests.support.assembly import every_kind
 from tests.support.bundles import small
 from tests.support.vectors import content, names, vector
 
@@ -112,6 +115,13 @@ def statement(data: bytes) -> object:
     return envelope.to_bytes()
 
 
+def payload(data: bytes) -> object:
+    """Of the kind that it says it is."""
+    kind = re.search(rb'"type":"([a-z]+)"', data)
+    return format_statement(parse_payload("replacement" if kind is None else kind[1].decode(), data))
+
+
+HALL = every_kind()
 TRUST = api.Trust(v=1, deployment="keyturn.example.org", log_vkey="a", receipt_vkey="b")
 SITE, BUNDLE = small()
 SEGMENTS = inputs("receive", "segments", "first")
@@ -151,7 +161,8 @@ PARSERS: dict[str, Parser] = {
     "armor": Parser(of_text(lambda t: format_armor(parse_armor(t))), ARMORS, text=True),
     "envelope": Parser(lambda data: parse_envelope(data).to_bytes(), ENVELOPES),
     "statement": Parser(statement, ENVELOPES),
-    "payload": Parser(lambda data: format_statement(parse_payload("replacement", data)), PAYLOADS),
+    "payload": Parser(payload, [*PAYLOADS, *(said.envelope.payload for said in HALL.said)]),
+    "permit_bundle": Parser(lambda data: parse_permit_bundle(data).to_bytes(), [HALL.bundle(), HALL.bundle(HALL.run)]),
     "openings": Parser(
         lambda data: format_openings(parse_openings(data)),
         [encode({"parts": {"argv": {"salt": "01" * 32, "value": ["a", "-b"]}}, "v": 1}), b'{"parts":{},"v":1}'],
