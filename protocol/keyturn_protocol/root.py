@@ -141,6 +141,8 @@ class Standing:
     persons: Mapping[str, Person]
     keys: Mapping[str, Key]
     """By :attr:`PublicKey.id`: curve and point, so that one key in two wrappers is one."""
+    public_keys: Mapping[str, PublicKey]
+    """The same keys, for :func:`~keyturn_protocol.dsse.verify`."""
 
     def party_of(self, person: str) -> Party:
         return self.parties[self.persons[person].party]
@@ -163,7 +165,8 @@ def stand(root: Root, digest: str) -> Standing:
             raise _bad("a person is named <party>/<name>, of a party in the root", got=f"{person.id} of {person.party}")
     keys = _keys(root, parties)
     _check_services(root, parties, {key.public.point for key in keys.values()})
-    return Standing(root, digest, parties, {person.id: person for person in root.persons}, keys)
+    public = {key_id: key.public for key_id, key in keys.items()}
+    return Standing(root, digest, parties, {person.id: person for person in root.persons}, keys, public)
 
 
 def _keys(root: Root, parties: Mapping[str, Party]) -> dict[str, Key]:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from keyturn_protocol.advance import advance, open_run, under_policy, under_root
 from keyturn_protocol.authority import Authority, Logged, Why, refuse
 from keyturn_protocol.dsse import Envelope, verify
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.lifecycle import ALIVE, Run, State, advance, open_run, started, state, under_policy, under_root
+from keyturn_protocol.lifecycle import ALIVE, Run, State, started, state
 from keyturn_protocol.limits import PENDING
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.public_keys import PublicKey
@@ -178,7 +179,7 @@ def check_replacement(authority: Authority, logged: Logged) -> None:
             raise refuse(Why.KEY_NOT_VALID, refusal, got=key.person.id)
 
 
-def signing_keys(authority: Authority, statement: Statement) -> dict[str, PublicKey]:
+def signing_keys(authority: Authority, statement: Statement) -> Mapping[str, PublicKey]:
     """Whose signatures the envelope of a statement may carry, by key id: those in the root in force.
 
     For a root, those in it as well. A key that is in both signs in the way that the root in force has for it.
@@ -186,11 +187,12 @@ def signing_keys(authority: Authority, statement: Statement) -> dict[str, Public
     :raises Refused: there is no root yet, and this is none.
     :raises ProtocolError: ``bad_root``, ``bad_key``: of a root that isn't one.
     """
-    in_force = authority.roots[-1][1] if authority.roots else None
-    if in_force is None and not isinstance(statement, Root):
+    in_force = authority.roots[-1][1].public_keys if authority.roots else {}
+    if isinstance(statement, Root):
+        return {**stand(statement, "").public_keys, **in_force}
+    if not in_force:
         raise refuse(Why.OTHER_ROOT, "there is no root yet")
-    new = stand(statement, "") if isinstance(statement, Root) else None
-    return {key_id: key.public for one in (new, in_force) if one is not None for key_id, key in one.keys.items()}
+    return in_force
 
 
 def log_statement(envelope: Envelope, statement: Statement, index: int, time_us: int, authority: Authority) -> Logged:

@@ -1,6 +1,7 @@
 """Who may start, stop, resume and widen a run, and which attempts must fail."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -472,13 +473,62 @@ def test_the_requester_never_counts_for_a_proposal_either() -> None:
     refused(Why.REQUESTER, lambda: world.agree(proposal, "lab-a/ada"), world)
 
 
-def test_a_veto_ends_a_proposal() -> None:
-    world = World.begun().approved()
-    world.suspend("office/ivy")
+def test_neither_a_veto_nor_denials_keep_a_run_stopped() -> None:
+    """After 72 hours the quorum resumes without the suspender, whatever that party does meanwhile."""
+    world = World.begun(tiers=[TWO]).approved()
+    world.suspend("operator-b/eve")
+    world.wait(71 * 3600)
+    world.suspend("operator-b/fay")
+    world.wait(3600)
+    refused(Why.OVERRULED, lambda: world.suspend("operator-b/fay"), world)
     proposal = world.propose(Resume)
-    world.agree(proposal, "office/ivy", verdict="veto")
-    refused(Why.DECIDED, lambda: world.agree(proposal, "lab-a/bob"), world)
-    assert at(world) is State.SUSPENDED
+    refused(Why.NOT_ENTITLED, lambda: world.agree(proposal, "operator-b/eve", verdict="veto"), world)
+    world.agree(proposal, "operator-b/eve", "operator-b/fay", verdict="deny")
+    world.agree(proposal, "lab-a/bob", "office/ivy")
+    assert at(world) is State.APPROVED
+
+
+def test_a_veto_or_enough_denials_end_an_amendment() -> None:
+    for who, verdict in ((["office/ivy"], "veto"), (["office/joe", "operator-b/fay"], "deny")):
+        world = World.begun().approved()
+        proposal = world.propose(Amend, scope=scope(budget_tflop=2 * 10**12), spec=dict(the_run(world).spec))
+        world.agree(proposal, *who, verdict=verdict)
+        refused(Why.DECIDED, partial(world.agree, proposal, "lab-a/bob"), world)
+
+
+def test_the_progress_of_a_proposal() -> None:
+    world = World.begun().approved()
+    world.suspend()
+    proposal = world.propose(Resume)
+    world.agree(proposal, "lab-a/bob")
+    count = progress(the_run(world), world.authority, world.index + 1, world.now_us, proposal)
+    assert (count.persons, count.missing_classes) == (("lab-a/bob",), {"operator": 1, "regulator": 1})
+
+
+def test_the_key_that_asked_never_counts_whoever_has_it_later() -> None:
+    """Ada's key becomes Bob's in the next root."""
+    world = World.begun()
+    world.request()
+    people = [person(name) for name in sorted(PEOPLE) if name not in ("lab-a/ada", "lab-a/bob")]
+    people += [person("lab-a/ada", person_key("new")), person("lab-a/bob", person_key("lab-a/ada"))]
+    old = world.authority.roots[-1][1].root
+    people.sort(key=lambda one: one.id)
+    world.put_root(changed(old, version=2, previous=world.root_hash, root=world.root_hash, persons=people))
+    refused(Why.REQUESTER, lambda: world.decide("lab-a/bob", signer="lab-a/ada"), world)
+
+
+def test_a_requester_who_left_the_root_still_excludes_its_colleagues() -> None:
+    two = Threshold(persons=2, organisations=2, minimum={"operator": 1, "regulator": 1})
+    world = World.begun(tiers=[tier(approve=two, colleagues=False)])
+    world.request()
+    people = [person(name) for name in sorted(PEOPLE) if name != "lab-a/ada"]
+    old = world.authority.roots[-1][1].root
+    world.put_root(
+        changed(old, version=2, previous=world.root_hash, root=world.root_hash, persons=people),
+        "office/ivy",
+        "operator-b/eve",
+    )
+    refused(Why.REQUESTER, lambda: world.decide("lab-a/bob"), world)
 
 
 # Changing and ending

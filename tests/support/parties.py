@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
+from keyturn_protocol.advance import advance, open_run, under_policy, under_root
 from keyturn_protocol.authority import Authority, Logged
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.dsse import Envelope, pae
-from keyturn_protocol.lifecycle import Run, advance, open_run, under_policy, under_root
+from keyturn_protocol.lifecycle import Run
 from keyturn_protocol.policy import Above, Allowance, Policy, Stop, Tier
 from keyturn_protocol.public_keys import FILE_KEY, PublicKey
 from keyturn_protocol.root import Party, Person, PersonKey, Root, Services, Threshold, Thresholds
