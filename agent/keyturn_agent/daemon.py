@@ -15,6 +15,7 @@ from keyturn_agent.operator import Hands, Operator
 from keyturn_agent.ports import Clock, GpuSource, Sample, Stop
 from keyturn_agent.pressure import Level
 from keyturn_agent.status import Live, read_listed, read_live, write_listed, write_live
+from keyturn_agent.steps import Moved, Steps
 from keyturn_agent.store import Store
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
@@ -63,6 +64,7 @@ class Daemon:
         inventory = source.inventory()
         now = clock.now()
         self._meter = Meter(inventory, source.declared, config.interval_us, now.time_us - now.mono_us)
+        self._steps = Steps(config.clock_step_us)
         self._unreadable: list[int] = []
         self._rows: list[LiveChip] = []
         self._last: Sample | None = None
@@ -192,12 +194,15 @@ class Daemon:
     def _check_clock(self) -> None:
         """Write down that the wall clock was set, if it was."""
         now = self._clock.now()
-        step_us = now.time_us - now.mono_us - self._meter.anchor_us
-        if abs(step_us) < self._config.clock_step_us:
+        self._move(self._steps.look(now, self._meter.anchor_us, between=self._meter.between))
+
+    def _move(self, moved: Moved | None) -> None:
+        """Count UTC anew where the wall clock moved."""
+        if moved is None:
             return
-        logger.warning("the wall clock moved by %d us", step_us)
-        step = ClockStepBody(before_us=now.time_us - step_us, after_us=now.time_us, step_us=step_us)
-        self._write([*self._meter.step_clock(step_us), step])
+        for step in moved.said:
+            logger.warning("the wall clock moved by %d us", step.step_us)
+        self._write([*self._meter.step_clock(moved.shift_us), *moved.said])
 
     # -- the log
 
@@ -301,7 +306,9 @@ class Daemon:
 
     def _shut_down(self, reason: str) -> None:
         self._watch.stopping(self._store, self._writer, reason)
-        self._write(self._meter.missing(self._clock.now().mono_us))
+        now = self._clock.now()
+        self._move(self._steps.end(now, self._meter.anchor_us))
+        self._write(self._meter.missing(now.mono_us))
         retired = self._operator.ending
         if retired is None:
             self._write([ShutdownBody(reason=reason)])

@@ -96,6 +96,11 @@ class Meter:
         self._losses.step_clock(step_us)
         return [*self._sampler.step_clock(self.anchor_us)]
 
+    @property
+    def between(self) -> bool:
+        """Whether no usage interval is open."""
+        return self._sampler.between
+
     def flush(self) -> list[Body]:
         """End the open interval at the last sample."""
         return [*self._sampler.flush()]

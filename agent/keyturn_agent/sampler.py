@@ -178,6 +178,11 @@ class Sampler:
         """The moment of the last sample."""
         return None if self._last is None else self._last.mono_us
 
+    @property
+    def between(self) -> bool:
+        """Whether no interval is open."""
+        return self._open is None
+
     def add(self, sample: Sample) -> Step:
         """Take one sample, later than the one before.
 

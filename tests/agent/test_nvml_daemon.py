@@ -46,6 +46,12 @@ def usages(entries: list[Entry]) -> list[Usage]:
     return [entry for entry in entries if isinstance(entry, Usage)]
 
 
+def contiguous(entries: list[Entry]) -> bool:
+    """Whether on CLOCK_BOOTTIME there is no hole between usage entries, whatever the wall clock says."""
+    bodies = [entry.body for entry in usages(entries)]
+    return all(a.mono_from_us + a.to_us - a.from_us == b.mono_from_us for a, b in pairwise(bodies))
+
+
 def inventories(entries: list[Entry]) -> list[list[str]]:
     return [[c.uuid for c in e.body.chips] for e in entries if isinstance(e, Inventory)]
 
@@ -144,11 +150,22 @@ def test_a_wall_clock_that_is_set_is_a_step_and_loses_no_time(live: LiveHost, st
     assert step.body.step_us == step_us
     assert step.body.after_us == step.time_us
     bodies = [e.body for e in usages(entries)]
-    # On CLOCK_BOOTTIME there is no hole, whatever the wall clock says.
-    starts, lengths = [b.mono_from_us for b in bodies], [b.to_us - b.from_us for b in bodies]
-    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
-    assert ends[:-1] == starts[1:]
+    assert contiguous(entries)
     assert 28 * 300_000 <= sum(b.energy_mj[0] or 0 for b in bodies) <= 30 * 300_000
+
+
+def test_a_wall_clock_that_stands_still_is_said_when_it_begins_and_when_it_is_over(live: LiveHost) -> None:
+    live.clock.steps += [(STORY_US + second * SECOND_US, -SECOND_US) for second in range(12, 45)]
+    entries = live.run(steady_gpu(), 80)
+    steps = [e.body.step_us for e in entries if isinstance(e, ClockStep)]
+    assert len(steps) == 2
+    assert sum(steps) == -33 * SECOND_US
+    # Measured all the time, in entries of the usual length, none of which is dated far from what the clock says.
+    bodies = [e.body for e in usages(entries)]
+    assert len(bodies) <= 11
+    assert all(abs(e.body.to_us - e.time_us) <= 11 * SECOND_US for e in usages(entries))
+    assert contiguous(entries)
+    assert 76 * SECOND_US <= sum(b.to_us - b.from_us for b in bodies) <= 80 * SECOND_US
 
 
 def test_a_wall_clock_that_drifts_by_less_is_no_step(live: LiveHost) -> None:

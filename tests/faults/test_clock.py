@@ -144,7 +144,8 @@ def test_a_clock_that_stands_still(tmp_path: Path) -> None:
         after = check(made.verifier, tmp_path / "out", [made.host.folder],
                       allow={FindingCode.CLOCK_STEP, *SILENCE})  # fmt: skip
     found = [entry.body.step_us for entry in entries(after.bundle) if isinstance(entry, ClockStep)]
-    assert len(found) >= 2
+    # That it stopped, by how much it was behind when it was set right, and that it was; to stop it may be a step too.
+    assert 2 <= len(found) <= 5, found
     assert abs(sum(found)) < 2_000_000, "in the end it is where it was"
     record(
         "faults", "agent", "wall clock stands still", expected="the log says so; usage loses nothing", seen=after.seen
