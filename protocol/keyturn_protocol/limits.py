@@ -84,3 +84,5 @@ PENDING: Final = 64
 """Requests of one person that nobody has decided yet."""
 PERMIT_BUNDLE_BYTES: Final = 16 * 1024 * 1024
 """Every root and policy, and all that was said about one run."""
+TOML_BYTES: Final = 1024 * 1024
+"""A policy or a root as people write it."""

@@ -125,7 +125,12 @@ def check_policy(policy: Policy, standing: Standing, at_us: int) -> None:
 
     :raises ProtocolError: ``bad_policy``, with every reason.
     """
-    _none([*_form(policy), *_under(policy, standing, at_us)])
+    _none(policy_faults(policy, standing, at_us))
+
+
+def policy_faults(policy: Policy, standing: Standing, at_us: int) -> list[str]:
+    """Every reason for which :func:`check_policy` refuses a policy."""
+    return [*_form(policy), *_under(policy, standing, at_us)]
 
 
 def _none(reasons: Iterable[str]) -> None:
