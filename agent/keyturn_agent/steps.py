@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyturn_agent.ports import Moment
-from keyturn_protocol.entries import ClockStepBody
+from keyturn_protocol.entry_log import ClockStepBody
 
 SETTLED_US: Final = 10_000_000
 APART_US: Final = 10_000_000
