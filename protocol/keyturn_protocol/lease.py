@@ -1,12 +1,12 @@
 """A lease: one node, in one boot, may spend up to so much of a permit or an allowance for a while.
 
-    {"allowance":null,"boot_id":"0c6b…","chips":["GPU-5a…"],"deployment":"keyturn.example.org","dtypes":["bf16"],
+    {"allowance":null,"boot_id":"0c6b…","charged_tflop":0,"chips":["GPU-5a…"],"deployment":"keyturn.example.org","dtypes":["bf16"],
      "epoch":0,"node_id":"6f0c…","nonce":"9c1f…","policy":"77a0…","renew_s":600,"root":"b1d2…","run":"41d0…",
      "sequence":0,"time_us":1790000000000000,"ttl_s":172800,"type":"lease","upto_tflop":73400,"v":1}   (one line)
 
     — keyturn.example.org/lease Az3…                                   a C2SP signed note by the verifier's lease key
 
-``upto_tflop`` is a cap on what the node charges to the *subject* in all, under this and every earlier lease: it can't
+``upto_tflop`` is a cap on what the log charges to the *subject* in all, under this and every earlier lease: it can't
 be spent twice, whatever is lost, and a lease that is played back allows nothing new. The time to live counts on
 CLOCK_BOOTTIME from when the host drew the nonce; in another boot the lease is void.
 """
@@ -42,8 +42,9 @@ class Lease(Record, frozen=True, kw_only=True, tag_field="type", tag="lease"):
     """Either ``run`` (the hash of its request) or ``allowance`` says what is spent; lists are sorted.
 
     ``dtypes`` are those of the run's scope, by the fastest of which work is charged; empty: any. ``epoch`` is the
-    run's, 0 for an allowance. ``sequence`` counts the node's leases of one subject. ``renew_s`` is how long after it
-    the host should ask for the next one.
+    run's, 0 for an allowance. ``sequence`` counts the leases of one log and subject. ``charged_tflop`` is what the
+    verifier's account of these says so far: a host whose state came from a backup goes on from there if it knows of
+    less. ``renew_s`` is how long after it the host should ask for the next one.
     """
 
     v: Literal[1]
@@ -56,6 +57,7 @@ class Lease(Record, frozen=True, kw_only=True, tag_field="type", tag="lease"):
     boot_id: BootId
     nonce: Hex32
     sequence: UInt
+    charged_tflop: UInt
     chips: Annotated[list[ChipUuid], msgspec.Meta(min_length=1, max_length=CHIPS_PER_HOST)]
     dtypes: list[Slug]
     upto_tflop: Positive
@@ -161,5 +163,8 @@ def check_lease(lease: Lease) -> None:
     if unknown := set(lease.dtypes) - PIPE_OF.keys():
         expected = ", ".join(PIPE_OF)
         raise ProtocolError(Code.BAD_LEASE, "not a type of the tensor pipe", expected=expected, got=min(unknown))
+    if lease.upto_tflop <= lease.charged_tflop:
+        expected = f"> {lease.charged_tflop} TFLOP"
+        raise ProtocolError(Code.BAD_LEASE, "a lease of nothing more", expected=expected, got=lease.upto_tflop)
     if lease.allowance is not None and lease.epoch != 0:
         raise ProtocolError(Code.BAD_LEASE, "an allowance has no epochs", expected=0, got=lease.epoch)

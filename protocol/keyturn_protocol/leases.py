@@ -1,138 +1,342 @@
-"""Leases: a budget cut into slices, of which no two hosts can spend the same TFLOP.
+"""The ledger of leases: a budget cut into slices, of which no two hosts can spend the same TFLOP.
 
-    used + outstanding <= budget                                      at every moment, whoever crashes
+    sum over nodes of max(charged, caps of open leases)  <=  budget        after every grant, whoever crashes
 
-A slice counts as spent from the moment that it is granted until its host says that less was used; a host that never
-says so has used it all. Chips are counted apart: a silent host gives its chips up at once, its slice only with its
-report.
+A lease caps what a log charges to its subject *in all*. So a report that is lost, late or sent twice loses nothing,
+and a lease that is played back allows nothing new. What a host could still spend counts as spent until its own log
+says otherwise: by its first word on a newer lease, which closes the older ones, or by its last word on any. Expiry
+alone frees chips and no TFLOP: a host that never reports has used it all.
+
+Accounts are of logs, not of nodes: a node that leaves its log for a new one begins at nothing there, and what the old
+one could still spend is written off. Everything here is a fold over leaves of the verifier's log, in their order; no
+step costs more for how many there were.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
+from keyturn_protocol.allowance import Free
 from keyturn_protocol.authority import Why, refuse
+from keyturn_protocol.entry_switch import LeaseBody, PermitBody
+from keyturn_protocol.holds import Holds
+from keyturn_protocol.ids import Origin, parse_origin
+from keyturn_protocol.lease import Lease, lease_subject
+from keyturn_protocol.policy import Allowance
+from keyturn_protocol.runs import Scope
 
 SILENT_US: Final = 300 * 1_000_000
 """A host that wasn't heard of for so long no longer counts towards the chips at once."""
+TERA: Final = 10**12
 _SECOND: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """One lease, as the verifier accounts for it."""
+class Asked:
+    """A ``permit`` entry that a checkpoint of its log covers, and what the verifier knows about the node."""
 
-    id: str
-    """64 hex digits: the hash of the lease."""
-    node: str
-    sequence: int
-    """Of this node under this permit: 0, 1, …; never used twice."""
-    chips: tuple[str, ...]
-    """UUIDs."""
-    tflop: int
-    issued_us: int
-    expires_us: int
-    heard_us: int
-    used_tflop: int = 0
-    closed: bool = False
-    """The host reported for the last time: nothing more is charged to it."""
-
-    @property
-    def committed_tflop(self) -> int:
-        """What it takes from the budget: the slice while it is open, what was used after that.
-
-        A host that spent more than its slice (it stops at the next sample, not before) takes what it spent.
-        """
-        return self.used_tflop if self.closed else max(self.tflop, self.used_tflop)
-
-    def holds_chips(self, at_us: int) -> bool:
-        return not self.closed and at_us < self.expires_us and at_us - self.heard_us < SILENT_US
+    origin: Origin
+    seq: int
+    boot_id: str
+    body: PermitBody
+    organisation: str
+    site: str
+    listed: frozenset[str]
+    """Chips of the inventory that the entry follows, by uuid."""
+    index: int
+    """Leaf of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """What a permit, or an allowance, has given out."""
+class Grant:
+    """One lease, as it is accounted for."""
 
-    budget_tflop: int
-    chips: int
-    """At once."""
-    grants: Mapping[str, Grant] = field(default_factory=dict)
+    hash: str
+    sequence: int
+    boot_id: str
+    chips: tuple[str, ...]
+    upto_tflop: int
+    expires_us: int
+    """No later than this on the host's own clock, which began earlier."""
+    adopted: bool = False
+    """The log has a word on it."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What one log spends of one subject."""
+
+    charged_flop: int = 0
+    """The most that it has reported."""
+    open: tuple[Grant, ...] = ()
+    """Leases under which it may still spend, oldest first: the one it is on, and one that it hasn't spoken of."""
+    cap_tflop: int = 0
+    chips: int = 0
+    expires_us: int = 0
+    """The highest cap of them, how many chips, and when the last of them is over; 0 without any."""
+    sequence: int = 0
+    """Of its next lease."""
+    asked_seq: int = -1
+    """Of the entry that the last lease answers."""
+    final_seq: int = -1
+    """Of its last word: what it asked for before that it won't take."""
+    heard_us: int = 0
+    written_off_tflop: int = 0
+    """What it could have spent when the node left this log for another."""
 
     @property
-    def used_tflop(self) -> int:
-        return sum(grant.used_tflop for grant in self.grants.values())
+    def reported_tflop(self) -> int:
+        return -(-self.charged_flop // TERA)
+
+    @property
+    def charged_tflop(self) -> int:
+        return max(self.reported_tflop, self.written_off_tflop)
 
     @property
     def committed_tflop(self) -> int:
-        return sum(grant.committed_tflop for grant in self.grants.values())
+        """What is taken from the budget: a host that spent more than its cap takes what it spent."""
+        return max(self.charged_tflop, self.cap_tflop)
 
-    @property
-    def left_tflop(self) -> int:
-        """What can still be granted."""
-        return max(0, self.budget_tflop - self.committed_tflop)
-
-    def last_of(self, node: str) -> Grant | None:
-        """The newest lease of a node."""
-        own = (grant for grant in self.grants.values() if grant.node == node)
-        return max(own, key=lambda grant: grant.sequence, default=None)
-
-    def chips_held(self, at_us: int, *, but: str = "") -> int:
-        """Chips under leases of other hosts than ``but`` that were heard of lately."""
-        return sum(len(g.chips) for g in self.grants.values() if g.node != but and g.holds_chips(at_us))
+    def hold(self, grants: tuple[Grant, ...]) -> None:
+        """Set its open leases."""
+        self.open = grants
+        self.cap_tflop = max((grant.upto_tflop for grant in grants), default=0)
+        self.chips = len({chip for grant in grants for chip in grant.chips})
+        self.expires_us = max((grant.expires_us for grant in grants), default=0)
 
 
-def slice_tflop(account: Account, *, rate_tflop_s: int, ttl_s: int, hosts: int) -> int:
-    """How much one of ``hosts`` that share what is left may spend in ``ttl_s`` at its peak.
+@dataclass(slots=True)
+class Subject:
+    """What a run, or an allowance, has given out."""
 
+    accounts: dict[Origin, Account] = field(default_factory=dict)
+    charged_tflop: int = 0
+    committed_tflop: int = 0
+
+
+class Irregular(NamedTuple):
+    """What is wrong with a report. ``code`` is a finding's."""
+
+    code: Literal["lease_unknown", "lease_rollback", "lease_overrun"]
+    detail: str
+
+
+class Ledger:
+    """Every account. :meth:`check` changes nothing; :meth:`grant` and :meth:`report` can't fail."""
+
+    def __init__(self) -> None:
+        self.subjects: dict[str, Subject] = {}
+        self.free = Free()
+        """What organisations, lineages and nodes took of the allowance."""
+        self._open: dict[str, tuple[str, Origin]] = {}
+        """Open lease → its subject and log."""
+        self._chips: dict[str, tuple[str, Origin]] = {}
+        """Chip → who leased it last."""
+        self._holds: dict[str, Holds] = {}
+        self._logs: dict[str, dict[Origin, set[str]]] = {}
+        """Node → its logs with open leases → their subjects."""
+
+    def account(self, subject: str, origin: Origin) -> Account:
+        """An account as it is; an empty one if there is none."""
+        found = self.subjects.get(subject)
+        return (found.accounts.get(origin) if found else None) or Account()
+
+    def charged_tflop(self, subject: str) -> int:
+        """What all logs have charged, as far as they said so; and what was written off."""
+        found = self.subjects.get(subject)
+        return found.charged_tflop if found else 0
+
+    def committed_tflop(self, subject: str) -> int:
+        """What is charged or may still be, under leases that are out."""
+        found = self.subjects.get(subject)
+        return found.committed_tflop if found else 0
+
+    def chips_held(self, subject: str, at_us: int, *, but: str = "") -> int:
+        """Chips of hosts that have a lease and were heard of lately; for an allowance, of the whole organisation.
+
+        :param but: a log that doesn't count.
+        """
+        holds = self._holds.get(_held_by(subject))
+        return holds.held(at_us, but=f"{subject} {but}") if holds else 0
+
+    def available_tflop(self, lease: Lease, origin: Origin, limits: Scope | Allowance, at_us: int) -> int:
+        """How much a log may be allowed on top of what it has charged.
+
+        :param lease: says of what; its cap and sequence don't matter.
+        :param limits: the scope of the run, or the allowance of the policy in force.
+        """
+        subject = lease_subject(lease)
+        own = self.account(subject, origin)
+        if isinstance(limits, Scope):
+            others = self.committed_tflop(subject) - own.committed_tflop
+            return max(0, limits.budget_tflop - others - own.charged_tflop)
+        return self.free.available_tflop(lease, origin, limits, at_us)
+
+    def check(self, lease: Lease, asked: Asked, limits: Scope | Allowance, at_us: int) -> None:
+        """Whether a lease can be granted.
+
+        :param limits: as in :meth:`available_tflop`.
+        :raises Refused: ``stale``, ``owes_report``, ``chip_taken``, ``too_many_chips``, ``exhausted``.
+        """
+        subject, origin = lease_subject(lease), asked.origin
+        own = self.account(subject, origin)
+        if lease.sequence != own.sequence:
+            raise refuse(Why.STALE, "not the log's next lease", expected=own.sequence, got=lease.sequence)
+        if lease.charged_tflop != own.charged_tflop:
+            raise refuse(Why.STALE, "not what was charged", expected=own.charged_tflop, got=lease.charged_tflop)
+        if asked.seq <= max(own.asked_seq, own.final_seq):
+            raise refuse(Why.STALE, "asked for before its last lease or last word", got=f"entry {asked.seq}")
+        if any(grant.adopted and grant.boot_id != lease.boot_id for grant in own.open):
+            raise refuse(Why.OWES_REPORT, "no last word on the lease of an earlier boot", got=own.open[0].hash)
+        for chip in lease.chips:
+            self._check_chip(chip, subject, origin, at_us)
+        held = self.chips_held(subject, at_us, but=origin)
+        diagnostics = lease.allowance is not None and lease.allowance.kind == "diagnostics"
+        if not diagnostics and held + len(lease.chips) > limits.chips:
+            raise refuse(Why.TOO_MANY_CHIPS, "too many at once", expected=limits.chips, got=held + len(lease.chips))
+        left = self.available_tflop(lease, origin, limits, at_us)
+        if lease.upto_tflop - own.charged_tflop > left:
+            expected = f"<= {own.charged_tflop + left} TFLOP"
+            raise refuse(Why.EXHAUSTED, "more than is left", expected=expected, got=lease.upto_tflop)
+
+    def _check_chip(self, chip: str, subject: str, origin: Origin, at_us: int) -> None:
+        holder = self._chips.get(chip)
+        if holder is None or holder == (subject, origin) or _left_behind(holder[1], origin):
+            return
+        if any(chip in grant.chips and at_us < grant.expires_us for grant in self.account(*holder).open):
+            raise refuse(Why.CHIP_TAKEN, "under another lease", expected=f"{holder[0]} of {holder[1]}", got=chip)
+
+    def grant(self, lease: Lease, lease_hash: str, asked: Asked, limits: Scope | Allowance, at_us: int) -> None:
+        """Account for a lease that :meth:`check` let pass, or that a verifier logged although it didn't."""
+        subject, origin = lease_subject(lease), asked.origin
+        name = parse_origin(origin)
+        logs = self._logs.setdefault(name.node_id, {})
+        for old in [log for log in logs if _left_behind(log, origin)]:
+            for left in logs.pop(old):
+                self._write_off(left, old, at_us)
+        account = self._opened(subject, origin)
+        before = _sums(account)
+        # What wasn't adopted until this entry never will be: the host takes only what its newest entry asked for.
+        kept = tuple(grant for grant in account.open if grant.adopted)
+        for grant in account.open:
+            if not grant.adopted:
+                self._open.pop(grant.hash, None)
+        expires_us = lease.time_us + lease.ttl_s * _SECOND
+        new = Grant(lease_hash, lease.sequence, lease.boot_id, tuple(lease.chips), lease.upto_tflop, expires_us)
+        account.hold((*kept, new))
+        account.sequence, account.asked_seq = lease.sequence + 1, asked.seq
+        account.heard_us = at_us
+        self._open[lease_hash] = (subject, origin)
+        self._chips.update(dict.fromkeys(lease.chips, (subject, origin)))
+        logs.setdefault(origin, set()).add(subject)
+        if lease.allowance is not None:
+            self.free.join(subject, lease.allowance, name.node_id)
+        holds = self._holds.setdefault(_held_by(subject), Holds())
+        holds.limit = limits.chips
+        self._settle(subject, origin, account, before, at_us)
+
+    def report(self, origin: Origin, seq: int, body: LeaseBody, at_us: int) -> tuple[Irregular, ...]:
+        """Account for a ``lease`` entry, when a checkpoint that covers it is logged; says what is wrong with it.
+
+        :param seq: of the entry.
+        :param at_us: time of the leaf.
+        """
+        subject, log = self._open.get(body.lease, ("", Origin("")))
+        if log != origin:
+            return (Irregular("lease_unknown", f"not an open lease of this log: {body.lease}"),)
+        account = self._opened(subject, origin)
+        before = _sums(account)
+        (grant,) = (one for one in account.open if one.hash == body.lease)
+        charged, found = int(body.charged_flop), []
+        if charged < account.charged_flop:
+            found.append(Irregular("lease_rollback", f"{charged} FLOP charged, {account.charged_flop} before"))
+        # A renewal may cap lower than what was charged by then: only what was added since is more than allowed.
+        allowed = max(account.cap_tflop, account.reported_tflop)
+        if -(-charged // TERA) > allowed:
+            found.append(Irregular("lease_overrun", f"{charged} FLOP charged, {allowed} TFLOP allowed"))
+        account.charged_flop = max(charged, account.charged_flop)
+        if body.event == "final":
+            closed = account.open
+            account.hold(())
+            account.final_seq, account.written_off_tflop = seq, 0
+            self._logs[parse_origin(origin).node_id].get(origin, set()).discard(subject)
+        else:
+            closed = tuple(one for one in account.open if one.sequence < grant.sequence)
+            if closed or not grant.adopted:
+                later = tuple(one for one in account.open if one.sequence > grant.sequence)
+                account.hold((replace(grant, adopted=True), *later))
+        for one in closed:
+            self._open.pop(one.hash, None)
+        holds = self._holds[_held_by(subject)]
+        # A host that comes back after its chips went to another is charged, but gets them back only if there is room.
+        back = at_us - account.heard_us < SILENT_US or holds.room(at_us) >= account.chips
+        account.heard_us = max(at_us, account.heard_us) if back else account.heard_us
+        self._settle(subject, origin, account, before, at_us)
+        return tuple(found)
+
+    def _opened(self, subject: str, origin: Origin) -> Account:
+        return self.subjects.setdefault(subject, Subject()).accounts.setdefault(origin, Account())
+
+    def _write_off(self, subject: str, origin: Origin, at_us: int) -> None:
+        """A node left this log with leases open: it can have used all of them, and will hardly say."""
+        account = self._opened(subject, origin)
+        before = _sums(account)
+        account.written_off_tflop = account.committed_tflop
+        account.heard_us = 0
+        self._settle(subject, origin, account, before, at_us)
+
+    def _settle(self, subject: str, origin: Origin, account: Account, before: "_Sums", at_us: int) -> None:
+        """Sums after an account changed."""
+        sums, after = self.subjects[subject], _sums(account)
+        sums.charged_tflop += after.charged - before.charged
+        sums.committed_tflop += after.committed - before.committed
+        until_us = min(account.expires_us, account.heard_us + SILENT_US)
+        self._holds[_held_by(subject)].put(f"{subject} {origin}", account.chips, until_us, at_us)
+        spent, left = after.reported - before.reported, after.committed - after.reported
+        self.free.settle(subject, origin, spent, left, account.expires_us, at_us)
+
+
+class _Sums(NamedTuple):
+    reported: int
+    charged: int
+    committed: int
+
+
+def _sums(account: Account) -> _Sums:
+    return _Sums(account.reported_tflop, account.charged_tflop, account.committed_tflop)
+
+
+def _held_by(subject: str) -> str:
+    """Whose chips at once are counted together: a run's, or all of an organisation's under its allowance."""
+    return subject.rpartition("/")[0] if subject.startswith("allowance/") else subject
+
+
+def _left_behind(log: Origin, by: Origin) -> bool:
+    """Whether ``by`` is a later log of the same node."""
+    if log == by:
+        return False
+    old, new = parse_origin(log), parse_origin(by)
+    return old.node_id == new.node_id and old.incarnation < new.incarnation
+
+
+def slice_tflop(
+    ledger: Ledger,
+    lease: Lease,
+    origin: Origin,
+    limits: Scope | Allowance,
+    *,
+    rate_tflop_s: int,
+    hosts: int,
+    at_us: int,
+) -> int:
+    """How much to allow a log on top of what it has charged: what its chips can do in the lease's time, but no more
+    than its share of what is left. So a host that is ahead of the others gets less at its next renewal.
+
+    :param lease: without a cap yet.
     :param rate_tflop_s: peak of its chips together, rounded up.
+    :param hosts: that share what nobody has charged yet, this one included.
     """
-    return min(rate_tflop_s * ttl_s, account.left_tflop // max(hosts, 1))
-
-
-def grant(
-    account: Account, lease: str, *, node: str, sequence: int, chips: Iterable[str], tflop: int, ttl_s: int, at_us: int
-) -> Account:
-    """The account after one more lease.
-
-    :raises Refused: nothing left, too many chips, a chip that another host holds, a host that owes a report.
-    """
-    wanted = tuple(sorted(set(chips)))
-    last = account.last_of(node)
-    if lease in account.grants:
-        raise refuse(Why.STALE, "this lease was issued before", got=lease)
-    if sequence != (0 if last is None else last.sequence + 1):
-        raise refuse(
-            Why.STALE, "not the node's next lease", expected=0 if last is None else last.sequence + 1, got=sequence
-        )
-    if last is not None and not last.closed:
-        raise refuse(Why.OWES_REPORT, "renewal takes the report of the lease before", got=last.id)
-    if not wanted or tflop <= 0:
-        raise refuse(Why.EXHAUSTED, "nothing to lease", got=f"{len(wanted)} chips, {tflop} TFLOP")
-    if tflop > account.left_tflop:
-        raise refuse(Why.EXHAUSTED, "more than is left", expected=f"<= {account.left_tflop} TFLOP", got=tflop)
-    held = account.chips_held(at_us, but=node)
-    if held + len(wanted) > account.chips:
-        raise refuse(Why.TOO_MANY_CHIPS, "too many chips at once", expected=account.chips, got=held + len(wanted))
-    new = Grant(lease, node, sequence, wanted, tflop, at_us, at_us + ttl_s * _SECOND, at_us)
-    return replace(account, grants={**account.grants, lease: new})
-
-
-def heard(account: Account, lease: str, *, used_tflop: int, final: bool, at_us: int) -> Account:
-    """The account after a host's report of what a lease has used so far.
-
-    :raises Refused: an unknown or closed lease, or less than it reported before: a state file from a backup.
-    """
-    old = account.grants.get(lease)
-    if old is None:
-        raise refuse(Why.UNKNOWN, "no such lease", got=lease)
-    if old.closed:
-        if final and used_tflop == old.used_tflop:
-            return account  # the same last report again
-        raise refuse(Why.OVER, "the lease is closed", expected=old.used_tflop, got=used_tflop)
-    if used_tflop < old.used_tflop:
-        raise refuse(Why.STALE, "less than was reported before", expected=f">= {old.used_tflop}", got=used_tflop)
-    # A host that comes back after its chips went to another is charged, but gets them back only where there is room.
-    back = old.holds_chips(at_us) or account.chips_held(at_us) + len(old.chips) <= account.chips
-    heard_us = max(at_us, old.heard_us) if back else old.heard_us
-    new = replace(old, used_tflop=used_tflop, closed=final, heard_us=heard_us)
-    return replace(account, grants={**account.grants, lease: new})
+    available = ledger.available_tflop(lease, origin, limits, at_us)
+    if isinstance(limits, Scope):
+        uncharged = max(0, limits.budget_tflop - ledger.charged_tflop(lease_subject(lease)))
+        available = min(available, uncharged // max(hosts, 1))
+    return min(rate_tflop_s * lease.ttl_s, available)

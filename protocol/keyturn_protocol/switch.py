@@ -11,7 +11,12 @@ from typing import assert_never
 from keyturn_protocol.advance import advance, open_run, under_policy, under_root
 from keyturn_protocol.authority import Authority, Logged, Why, refuse
 from keyturn_protocol.dsse import Envelope, verify
+from keyturn_protocol.entry_switch import LeaseBody
 from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.ids import Origin
+from keyturn_protocol.lease import Lease
+from keyturn_protocol.lease_rules import check_rules, limits_of
+from keyturn_protocol.leases import Asked, Irregular, Ledger
 from keyturn_protocol.lifecycle import ALIVE, Run, State, started, state
 from keyturn_protocol.limits import PENDING
 from keyturn_protocol.policy import Policy
@@ -43,6 +48,8 @@ class Switch:
         self.authority = Authority()
         self.runs: dict[str, Run] = {}
         """By the hash of their request."""
+        self.ledger = Ledger()
+        """What leases took of budgets and of the allowance."""
         self.index = -1
         """Of the last leaf taken."""
         self._subjects: dict[str, str] = {}
@@ -128,6 +135,44 @@ class Switch:
             raise refuse(Why.OVER, f"a first lease of a run that is {at}", got=run)
         self.runs[found.hash] = started(found, time_us)
         self.index = index
+
+    def check_lease(self, lease: Lease, asked: Asked, index: int, time_us: int) -> None:
+        """Whether a lease may be the next leaf; nothing is changed.
+
+        :param asked: the entry that it answers.
+        :raises Refused: with the first rule that it breaks.
+        """
+        self._check_order(index)
+        run = None if lease.run is None else self.run_of(lease.run)
+        charged = 0 if run is None else self.ledger.charged_tflop(run.hash)
+        check_rules(self.authority, run, lease, asked, charged_tflop=charged, index=index, time_us=time_us)
+        self.ledger.check(lease, asked, limits_of(self.authority, run, index), time_us)
+
+    def grant(self, lease: Lease, lease_hash: str, asked: Asked, index: int, time_us: int) -> None:
+        """Take the leaf of a lease that :meth:`check_lease` let pass, or that was logged although it didn't.
+
+        :raises Refused: ``unknown``, ``no_policy``: there is nothing of which it could be.
+        """
+        self._check_order(index)
+        run = None if lease.run is None else self.run_of(lease.run)
+        self.ledger.grant(lease, lease_hash, asked, limits_of(self.authority, run, index), time_us)
+        if run is not None:
+            self.runs[run.hash] = started(run, time_us)
+        self.index = index
+
+    def report(self, origin: Origin, seq: int, body: LeaseBody, index: int, time_us: int) -> tuple[Irregular, ...]:
+        """Take a ``lease`` entry of a node's log, at the leaf of the checkpoint that covers it; says what is wrong.
+
+        Entries of one leaf come in the order of the log.
+        """
+        if index < self.index:
+            raise ValueError(f"leaf {index} after leaf {self.index}")
+        self.index = index
+        return self.ledger.report(origin, seq, body, time_us)
+
+    def state_of(self, run: Run, at_us: int) -> State:
+        """Where a run stands, with what was charged to it."""
+        return state(run, at_us, self.ledger.charged_tflop(run.hash))
 
     def _check_order(self, index: int) -> None:
         if index <= self.index:

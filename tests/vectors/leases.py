@@ -118,7 +118,7 @@ def lease(**fields: Any) -> Json:
     node = {"node_id": sha256(b"a node").hexdigest()[:32], "boot_id": "0c6b0f9e-7a51-4c1e-9f3e-000000000000"}
     under = {"root": sha256(b"a root").hexdigest(), "policy": sha256(b"a policy").hexdigest()}
     times = {"time_us": 1_790_000_000_000_000, "ttl_s": 172_800, "renew_s": 600}
-    rest = {"sequence": 0, "upto_tflop": 73_400, "nonce": sha256(b"a nonce").hexdigest()}
+    rest = {"sequence": 0, "charged_tflop": 12, "upto_tflop": 73_400, "nonce": sha256(b"a nonce").hexdigest()}
     return {
         **{"v": 1, "type": "lease", "deployment": "keyturn.example.org"},
         **granted, **node, **under, **times, **rest, **fields,
@@ -162,6 +162,7 @@ def leases() -> Cases:
         "dtypes_unsorted": ("data types out of order", lease(dtypes=["fp8", "bf16"]), "bad_lease"),
         "dtype_unknown": ("no type of the tensor pipe", lease(dtypes=["bf17"]), "bad_lease"),
         "of_no_tflop": ("up to nothing", lease(upto_tflop=0), "not_canonical"),
+        "of_no_more": ("up to what was charged", lease(upto_tflop=12), "bad_lease"),
         "no_time": ("no time to live", lease(ttl_s=0), "not_canonical"),
         "deployment": ("not the name of a deployment", lease(deployment="Keyturn"), "bad_identifier"),
         "other_deployment": ("of another deployment", lease(deployment="keyturn.example.net"), "bad_lease"),
