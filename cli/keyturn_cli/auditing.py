@@ -15,6 +15,7 @@ from keyturn_cli.errors import CliError, Exit
 from keyturn_protocol.api import OperatorKey, Trust
 from keyturn_protocol.audit import Report, conclude, open_manifest, tasks
 from keyturn_protocol.audit_log import LogResult, Task, audit_log
+from keyturn_protocol.audit_root import root_trust
 from keyturn_protocol.audit_tree import audit_verifier_log
 from keyturn_protocol.bundle import BundleReader, check_trust
 from keyturn_protocol.checkpoint import Checkpoint, open_checkpoint
@@ -46,8 +47,9 @@ def run_audit(reader: BundleReader, pins: Pins, jobs: int, progress: Progress) -
     :raises CliError: the checkpoint that the auditor brought is none of the pinned key's.
     """
     manifest = open_manifest(reader)
-    trust = pins.trust or manifest.verifier
-    seen = None if pins.checkpoint is None else _open(pins.checkpoint, trust, pinned=pins.trust is not None)
+    pinned = pins.trust or root_trust(reader, pins.root_sha256)
+    trust = pinned or manifest.verifier
+    seen = None if pins.checkpoint is None else _open(pins.checkpoint, trust, pinned=pinned is not None)
     verifier_log = audit_verifier_log(reader, manifest, trust)
     todo = tasks(manifest, verifier_log, trust)
     results = _audit_logs(reader, todo, jobs or os.cpu_count() or 1, progress)
@@ -58,7 +60,7 @@ def run_audit(reader: BundleReader, pins: Pins, jobs: int, progress: Progress) -
         results,
         trust,
         chip_table(),
-        pinned=pins.trust is not None,
+        pinned=pinned is not None,
         seen=seen,
         root_sha256=pins.root_sha256,
         operators=pins.operators,
@@ -74,7 +76,7 @@ def _open(data: bytes, trust: Trust, *, pinned: bool) -> Checkpoint:
         raise CliError(
             f"the given checkpoint is not one by {whose}: {error}",
             exit=Exit.USAGE if pinned else Exit.UNDECIDED,
-            hint=None if pinned else "pin the verifier's keys with --trust",
+            hint=None if pinned else "pin the verifier's keys with --root or --trust",
         ) from None
 
 

@@ -13,6 +13,7 @@ from keyturn_protocol.api import OperatorKey, Trust, WorkloadTotal
 from keyturn_protocol.audit_log import Contradiction, LogResult, Task, audit_log, listed
 from keyturn_protocol.audit_nodes import between, enrolled, frozen
 from keyturn_protocol.audit_rollback import quoted, shown
+from keyturn_protocol.audit_root import root_trust
 from keyturn_protocol.audit_statements import newest_logs, node_logs, said
 from keyturn_protocol.audit_tree import VerifierLog, audit_verifier_log, hold_against
 from keyturn_protocol.bundle import (
@@ -22,6 +23,7 @@ from keyturn_protocol.bundle import (
     BundleReader,
     Manifest,
     evidence_path,
+    lease_path,
     log_folder,
     parse_manifest,
     parse_segment_name,
@@ -37,6 +39,7 @@ from keyturn_protocol.findings import Finding, in_totals, ranked
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.leaves import (
     Export,
+    Lease,
     LogFrozen,
     LogFrozenBody,
     NodeCheckpoint,
@@ -44,6 +47,7 @@ from keyturn_protocol.leaves import (
     Statement,
 )
 from keyturn_protocol.links import Link, link_findings, takeovers
+from keyturn_protocol.root import Standing
 from keyturn_protocol.tiles import tiles_of
 from keyturn_protocol.totals import summarise
 from keyturn_protocol.usage import Gap, Rows, to_row, totals_json
@@ -142,7 +146,7 @@ def conclude(
 
     :param pinned: whether ``trust`` came from outside of the bundle.
     :param seen: a checkpoint of the verifier's log that the auditor got elsewhere, its signature checked.
-    :param root_sha256: the pinned root, in hex. Bundles carry no root statements yet: it pins no keys by itself.
+    :param root_sha256: the pinned root, in hex: any version of it.
     :param operators: the pinned keys of operators; None if none came with ``trust``.
     """
     found = [*verifier_log.contradictions, *(c for r in results for c in r.contradictions)]
@@ -161,7 +165,7 @@ def conclude(
     usage = [to_row(key, values) for key, values in rows.items()]
     if not any(r.contradictions for r in results):
         found += _totals(reader, manifest, totals_json(usage, gaps))
-    people = said(reader, manifest, verifier_log, operators if pinned else None)
+    people = said(reader, manifest, verifier_log, trust, operators if pinned else None, root_sha256)
     found += people.contradictions
     nodes = node_logs(verifier_log, results, people.links)
     late, more = between(manifest, results, verifier_log, takeovers(people.links, nodes))
@@ -181,14 +185,11 @@ def conclude(
     went_back = quoted(verifier_log, {r.ref.origin: r.quotes for r in results}, trust)
     findings += [*went_back[0], *shown(verifier_log)]
     open_ends += went_back[1]
-    if root_sha256 is not None:
-        claimed = manifest.export.root_sha256
-        if claimed not in (None, root_sha256):
-            found.append(
-                Contradiction(MANIFEST, f"the bundle claims another root (expected {root_sha256}, got {claimed})")
-            )
-        if not pinned:
-            open_ends.append("a bundle carries no root statements yet: keys can't be taken from a root")
+    if people.under_root and root_sha256 is None:
+        open_ends.append(f"{people.under_root} statements under a root: it is not pinned")
+    elif root_sha256 is not None and not people.under_root:
+        open_ends.append("the verifier's log holds no root yet: the pinned one is not in it")
+    found += _root(manifest, people.switch.standing)
     if seen is not None:
         match hold_against(verifier_log, seen):
             case Contradiction() as rewritten:
@@ -250,6 +251,13 @@ def _manifest(
             yield Contradiction(path, "file that nothing in the evidence accounts for")
 
 
+def _root(manifest: Manifest, newest: Standing | None) -> Iterable[Contradiction]:
+    """The root that an export names is the one in force."""
+    expected, claimed = None if newest is None else newest.hash, manifest.export.root_sha256
+    if claimed != expected:
+        yield Contradiction(MANIFEST, f"the export names another root (expected {expected}, got {claimed})")
+
+
 def _accounted(manifest: Manifest, verifier_log: VerifierLog, size: int) -> set[str]:
     """Every path that has a meaning in this bundle: what isn't read can't be vouched for."""
     folders = {log_folder(parse_origin(ref.origin)) for ref in manifest.logs}
@@ -257,8 +265,9 @@ def _accounted(manifest: Manifest, verifier_log: VerifierLog, size: int) -> set[
     evidence = {evidence_path(leaf.body.evidence_sha256) for leaf in verifier_log.leaves if isinstance(leaf, LogFrozen)}
     tiles = {VERIFIER_LOG + tile.path for tile in tiles_of(size)}
     statements = {statement_path(leaf.body.sha256) for leaf in verifier_log.leaves if isinstance(leaf, Statement)}
+    leases = {lease_path(leaf.body.sha256) for leaf in verifier_log.leaves if isinstance(leaf, Lease)}
     log = {VERIFIER_LOG + "checkpoint", *tiles}
-    return {TOTALS, *log, *evidence, *statements, *segments, *map(receipt_path, segments)}
+    return {TOTALS, *log, *evidence, *statements, *leases, *segments, *map(receipt_path, segments)}
 
 
 def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterable[Contradiction]:
@@ -277,15 +286,33 @@ def _totals(reader: BundleReader, manifest: Manifest, computed: bytes) -> Iterab
 
 
 def audit(
-    reader: BundleReader, trust: Trust | None, table: ChipTable, *, operators: Sequence[OperatorKey] | None = None
+    reader: BundleReader,
+    trust: Trust | None,
+    table: ChipTable,
+    *,
+    operators: Sequence[OperatorKey] | None = None,
+    root_sha256: str | None = None,
 ) -> Report:
     """Audit a whole bundle in this process.
 
-    :param trust: the pinned keys; without them the manifest's own are used and the outcome is never ``pass``.
+    :param trust: the pinned keys; without them those of the pinned root are used, or else the manifest's own, and
+        then the outcome is never ``pass``.
     :param operators: the pinned keys of operators, if any.
+    :param root_sha256: the pinned root, in hex: any version of it.
     """
     manifest = open_manifest(reader)
+    trust = trust or root_trust(reader, root_sha256)
     keys = trust or manifest.verifier
     verifier_log = audit_verifier_log(reader, manifest, keys)
     results = [audit_log(reader, task) for task in tasks(manifest, verifier_log, keys)]
-    return conclude(reader, manifest, verifier_log, results, keys, table, pinned=trust is not None, operators=operators)
+    return conclude(
+        reader,
+        manifest,
+        verifier_log,
+        results,
+        keys,
+        table,
+        pinned=trust is not None,
+        operators=operators,
+        root_sha256=root_sha256,
+    )

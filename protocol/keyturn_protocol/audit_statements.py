@@ -1,64 +1,143 @@
-"""Auditing what people signed: each statement that the verifier's log names is there, by a key that may sign it."""
+"""Auditing what people signed: each statement that the verifier's log names is there, and was right to be taken.
+
+Before there is a root, keys of the trust file sign; from the first root's leaf on, the start switch says who may say
+what.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from keyturn_protocol.api import OperatorKey
+from keyturn_protocol.api import OperatorKey, Trust
 from keyturn_protocol.audit_log import Contradiction, LogResult, listed
 from keyturn_protocol.audit_tree import VerifierLog
-from keyturn_protocol.bundle import BundleReader, Manifest, operator_keys, statement_path
-from keyturn_protocol.dsse import verify
+from keyturn_protocol.authority import Refused
+from keyturn_protocol.bundle import VERIFIER_LOG, BundleReader, Manifest, lease_path, operator_keys, statement_path
+from keyturn_protocol.dsse import Envelope, verify
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import LogName, NodeId, parse_origin
-from keyturn_protocol.leaves import Enrolment, NodeCheckpoint, Statement
+from keyturn_protocol.keys import parse_vkey
+from keyturn_protocol.lease import open_lease, parse_lease
+from keyturn_protocol.leaves import Enrolment, Lease, NodeCheckpoint, Statement
 from keyturn_protocol.links import Link, Links, NodeLogs, Received, named
+from keyturn_protocol.root import Root
+from keyturn_protocol.statement_base import Statement as Says
 from keyturn_protocol.statements import Replacement, check_operators, check_place, parse_statement
+from keyturn_protocol.switch import Switch, log_statement
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
     """What people said, as far as it verifies."""
 
+    switch: Switch
+    """All that was said from the first root on, folded."""
     links: Links = field(default_factory=Links)
     contradictions: list[Contradiction] = field(default_factory=list)
     unpinned: int = 0
     """Statements by keys that the auditor didn't pin: nobody can say whether those could sign, so nothing follows."""
+    under_root: int = 0
+    """Statements from the first root on."""
+    rooted: bool = False
+    """Whether the pinned root is one of those in the verifier's log."""
 
 
 def said(
-    reader: BundleReader, manifest: Manifest, verifier_log: VerifierLog, operators: Sequence[OperatorKey] | None
+    reader: BundleReader,
+    manifest: Manifest,
+    verifier_log: VerifierLog,
+    trust: Trust,
+    operators: Sequence[OperatorKey] | None,
+    root_sha256: str | None,
 ) -> Said:
-    """Check every statement of a bundle, in the order of their leaves.
+    """Check every statement of a bundle, in the order of their leaves, and the leases that statements follow upon.
 
-    :param operators: whose statements count; None if the auditor pinned none.
+    :param trust: the keys that the verifier's log was checked with; a root has to name the same.
+    :param operators: whose statements count before there is a root; None if the auditor pinned none.
+    :param root_sha256: the pinned root, in hex.
     """
-    links = Links()
-    found: list[Contradiction] = []
-    unpinned = 0
+    statements = {leaf.body.sha256 for leaf in verifier_log.leaves if isinstance(leaf, Statement)}
+    fold = Said(Switch(manifest.deployment), rooted=root_sha256 in statements)
     enrolled: set[str] = set()
     for leaf in verifier_log.leaves:
-        if isinstance(leaf, Enrolment):
-            enrolled.add(leaf.body.node_id)
-        if not isinstance(leaf, Statement):
-            continue
-        path = statement_path(leaf.body.sha256)
-        try:
-            data = listed(reader, manifest, path, found)
-            envelope, statement = parse_statement(data)
-            if (envelope.hash.hex(), envelope.kind) != (leaf.body.sha256, leaf.body.kind):
-                raise ProtocolError(Code.BAD_STATEMENT, "not the statement that the verifier's log names")
-            check_place(statement, manifest.deployment, None)
-            check_operators(envelope.kind)
-            if operators is None:
-                unpinned += 1
+        match leaf:
+            case Enrolment():
+                enrolled.add(leaf.body.node_id)
                 continue
-            verify(envelope, operator_keys(operators, leaf.time_us))
-            if isinstance(statement, Replacement):
-                links.admit(statement, enrolled=statement.old in enrolled)
-                links.add(_link(statement, leaf))
+            case Statement():
+                path, what = statement_path(leaf.body.sha256), "statement"
+            case Lease():
+                path, what = lease_path(leaf.body.sha256), "lease"
+            case _:
+                continue
+        try:
+            data = listed(reader, manifest, path, fold.contradictions)
+            match leaf:
+                case Statement():
+                    _statement(fold, leaf, data, trust, operators, enrolled)
+                case Lease():
+                    _lease(fold, leaf, data)
+                case _:
+                    assert_never(leaf)
         except ProtocolError as error:
-            found.append(Contradiction(path, f"statement of leaf {leaf.index}: {error}"))
-    return Said(links, found, unpinned)
+            why = f"{error.why}: " if isinstance(error, Refused) else ""
+            fold.contradictions.append(Contradiction(path, f"{what} of leaf {leaf.index}: {why}{error}"))
+    if root_sha256 is not None and fold.under_root and not fold.rooted:
+        fold.contradictions.append(
+            Contradiction(VERIFIER_LOG, f"no root in the verifier's log has the pinned hash {root_sha256}")
+        )
+    return fold
+
+
+def _statement(
+    fold: Said,
+    leaf: Statement,
+    data: bytes,
+    trust: Trust,
+    operators: Sequence[OperatorKey] | None,
+    enrolled: set[str],
+) -> None:
+    envelope, statement = parse_statement(data)
+    if (envelope.hash.hex(), envelope.kind) != (leaf.body.sha256, leaf.body.kind):
+        raise ProtocolError(Code.BAD_STATEMENT, "not the statement that the verifier's log names")
+    if fold.switch.standing is None and not isinstance(statement, Root):
+        check_place(statement, fold.switch.deployment, None)
+        check_operators(envelope.kind)
+        if operators is None:
+            fold.unpinned += 1
+            return
+        verify(envelope, operator_keys(operators, leaf.time_us))
+    else:
+        fold.under_root += 1
+        _take(fold.switch, leaf, envelope, statement, trust)
+        if not fold.rooted:
+            return
+    if isinstance(statement, Replacement):
+        fold.links.admit(statement, enrolled=statement.old in enrolled)
+        fold.links.add(_link(statement, leaf))
+
+
+def _take(switch: Switch, leaf: Statement, envelope: Envelope, statement: Says, trust: Trust) -> None:
+    logged = log_statement(envelope, statement, leaf.index, leaf.time_us, switch.authority)
+    if isinstance(statement, Root):
+        services = statement.services
+        if (services.log_vkey, services.receipt_vkey) != (trust.log_vkey, trust.receipt_vkey):
+            raise ProtocolError(
+                Code.BAD_ROOT, "a root of other services", expected=trust.log_vkey, got=services.log_vkey
+            )
+    switch.take(logged)
+
+
+def _lease(fold: Said, leaf: Lease, data: bytes) -> None:
+    """A lease by the verifier; the first one of a run starts it."""
+    signed = parse_lease(data)
+    if signed.hash.hex() != leaf.body.sha256:
+        raise ProtocolError(Code.BAD_LEASE, "not the lease that the verifier's log names")
+    if fold.switch.standing is None:
+        raise ProtocolError(Code.BAD_LEASE, "a lease before there is a root")
+    lease = open_lease(data, parse_vkey(fold.switch.standing.root.services.lease_vkey))
+    if lease.run is not None and fold.switch.run_of(lease.run).started_us is None:
+        fold.switch.begin(lease.run, leaf.index, leaf.time_us)
 
 
 def _link(statement: Replacement, leaf: Statement) -> Link:

@@ -6,6 +6,7 @@
     verifier-log/checkpoint, verifier-log/tile/…    the verifier's own log, as C2SP tlog-tiles
     evidence/<sha256>.segment                       segments that froze a log
     statements/<sha256>.json                        what people signed, named by its payload's hash
+    leases/<sha256>.lease                           leases that were issued, named by their text's hash
     totals.json                                     usage rows and gaps, compared as bytes
 
 JSON files are canonical JSON without a newline. Keys in the manifest are claims: an auditor brings their own.
@@ -33,6 +34,7 @@ TOTALS: Final = "totals.json"
 VERIFIER_LOG: Final = "verifier-log/"
 EVIDENCE: Final = "evidence/"
 STATEMENTS: Final = "statements/"
+LEASES: Final = "leases/"
 
 _SEGMENT: Final = re.compile(r"(?P<start>0|[1-9][0-9]{0,15})-(?P<end>[1-9][0-9]{0,15})\.segment", re.ASCII)
 _PATH: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*", re.ASCII)
@@ -98,6 +100,11 @@ def evidence_path(sha256: str) -> str:
 def statement_path(sha256: str) -> str:
     """Where a statement's envelope is kept."""
     return f"{STATEMENTS}{sha256}.json"
+
+
+def lease_path(sha256: str) -> str:
+    """Where a lease's note is kept."""
+    return f"{LEASES}{sha256}.lease"
 
 
 def parse_segment_name(name: str) -> tuple[int, int]:

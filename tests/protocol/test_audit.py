@@ -391,15 +391,18 @@ class TestIncarnations:
 
 class TestRoot:
     @pytest.mark.parametrize(
-        ("claimed", "pinned", "outcome"),
+        ("claimed", "given", "pinned", "outcome"),
         [
-            (None, False, "undecided"),
-            (None, True, "pass"),
-            ("aa" * 32, True, "pass"),
-            ("bb" * 32, True, "contradicted"),
+            (None, None, True, "pass"),
+            (None, "aa" * 32, False, "undecided"),
+            (None, "aa" * 32, True, "undecided"),
+            ("aa" * 32, "aa" * 32, True, "contradicted"),
+            ("aa" * 32, None, True, "contradicted"),
         ],
     )
-    def test_a_root_pins_nothing_by_itself(self, claimed: str | None, pinned: bool, outcome: str) -> None:
+    def test_a_root_that_is_not_in_the_log(
+        self, claimed: str | None, given: str | None, pinned: bool, outcome: str
+    ) -> None:
         bundle = world()[1]
         manifest = bundle.manifest
         claims = msgspec.structs.replace(manifest, export=msgspec.structs.replace(manifest.export, root_sha256=claimed))
@@ -408,9 +411,7 @@ class TestRoot:
         leaves[manifest.export_index] = msgspec.structs.replace(leaves[manifest.export_index], body=claims.export)
         log = replace(log, leaves=tuple(leaves))
         results = [audit_log(bundle, task) for task in tasks(claims, log, bundle.trust)]
-        report = conclude(
-            bundle, claims, log, results, bundle.trust, chip_table(), pinned=pinned, root_sha256="aa" * 32
-        )
+        report = conclude(bundle, claims, log, results, bundle.trust, chip_table(), pinned=pinned, root_sha256=given)
         assert report.outcome == outcome
 
 

@@ -26,6 +26,7 @@ from keyturn_protocol.bundle import (
     LogRef,
     Manifest,
     evidence_path,
+    lease_path,
     parse_manifest,
     receipt_path,
     segment_path,
@@ -38,11 +39,13 @@ from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Deployment, Hash, NodeId, log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey
+from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leaves import (
     EnrolmentBody,
     ExportBody,
     InitBody,
     LeafBody,
+    LeaseBody,
     LeftOut,
     LogFrozenBody,
     NodeCheckpointBody,
@@ -139,6 +142,8 @@ class Site:
         self.trust = Trust(v=1, deployment=name, log_vkey=str(self.log_vkey), receipt_vkey=str(self.receipt_vkey))
         self.leaves: list[bytes] = []
         self.files: dict[str, bytes] = {}
+        self.root_sha256: str | None = None
+        """Of the newest root that was said."""
         self.logs: dict[str, _Received] = {}
         self.now_s = START_US // 1_000_000
         init = InitBody(deployment=name, log_vkey=str(self.log_vkey), receipt_vkey=str(self.receipt_vkey))
@@ -235,6 +240,16 @@ class Site:
         digest = sha256 or parsed.hash.hex()
         self.files[statement_path(digest)] = envelope
         self.leaf(StatementBody(kind=kind or parsed.kind, sha256=digest))
+        if parsed.kind == "root":
+            self.root_sha256 = digest
+        return digest
+
+    def lease(self, note: bytes, sha256: str | None = None) -> str:
+        """Issue a lease, whatever is in it; returns its hash."""
+        self.now_s += 1
+        digest = sha256 or parse_lease(note).hash.hex()
+        self.files[lease_path(digest)] = note
+        self.leaf(LeaseBody(kind="run", sha256=digest))
         return digest
 
     def receipt(self, text: bytes, key: Key | None = None) -> bytes:
@@ -282,7 +297,7 @@ class Site:
             until_us=self.now_s * 1_000_000,
             case=case,
             exporter="tests",
-            root_sha256=None,
+            root_sha256=self.root_sha256,
             chip_table="tests",
             left_out=[LeftOut(origin=o, reason=r) for o, r in sorted(left_out.items())],
         )
@@ -292,7 +307,7 @@ class Site:
             self.leaf(more)
         kept = {origin: log for origin, log in self.logs.items() if origin not in left_out}
         folders = tuple(f"logs/{log.head.name.node_id}/{log.head.name.incarnation}/" for log in kept.values())
-        files = {p: d for p, d in self.files.items() if p.startswith((*folders, "evidence/", "statements/"))}
+        files = {p: d for p, d in self.files.items() if p.startswith((*folders, "evidence/", "statements/", "leases/"))}
         files |= self.log_files()
         rows: Rows = {}
         for log in kept.values():

@@ -58,10 +58,8 @@ def audit(
         root_sha256=None if root is None else _root(root),
         checkpoint=None if checkpoint is None else read_capped(checkpoint, NOTE_BYTES, "--checkpoint"),
     )
-    if pins.trust is None:
-        note("keys are not pinned: the result can't be a pass (give --trust)")
-    if pins.root_sha256 is not None:
-        note("bundles carry no root statements yet: --root pins no keys, --trust does")
+    if pins.trust is None and pins.root_sha256 is None:
+        note("keys are not pinned: the result can't be a pass (give --root or --trust)")
     try:
         with open_bundle(bundle) as reader, _Talk() as progress:
             report = run_audit(reader, pins, jobs, progress)
