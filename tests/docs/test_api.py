@@ -39,7 +39,13 @@ def test_every_curl_example_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("row", "right"),
-    [("read:", Right.READ), ("take", Right.BUNDLE), ("close", Right.REVIEW), ("read `/m", Right.METRICS)],
+    [
+        ("read:", Right.READ),
+        ("see", Right.SWITCH),
+        ("take", Right.BUNDLE),
+        ("close", Right.REVIEW),
+        ("read `/m", Right.METRICS),
+    ],
 )
 def test_the_table_of_rights_is_that_of_the_code(row: str, right: Right) -> None:
     (line,) = (line for line in PAGE.splitlines() if line.startswith(f"| {row}"))

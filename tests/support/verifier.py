@@ -70,6 +70,7 @@ class Verifier:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.service.watch.close()
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()

@@ -9,15 +9,16 @@ from sqlalchemy import text
 from keyturn_verifier import operators, tokens
 from keyturn_verifier.db.engine import writing
 from tests.support.node import Node
+from tests.support.office import Office
 from tests.support.people import ANNA, replaces
 from tests.support.verifier import DEPLOYMENT, Verifier
 
-READ, BUNDLE, REVIEW, METRICS = "read", "bundle", "review", "metrics"
+READ, SWITCH, BUNDLE, REVIEW, METRICS = "read", "switch", "bundle", "review", "metrics"
 MAY = {
-    "operator": {READ, REVIEW, METRICS},
-    "auditor": {READ, BUNDLE},
-    "admin": {READ, BUNDLE, REVIEW, METRICS},
-    "approver": set[str](),
+    "operator": {READ, SWITCH, REVIEW, METRICS},
+    "auditor": {READ, SWITCH, BUNDLE},
+    "admin": {READ, SWITCH, BUNDLE, REVIEW, METRICS},
+    "approver": {SWITCH},
 }
 LOG = "/v1/logs/{node}/1"
 ROUTES = [
@@ -41,8 +42,10 @@ ROUTES = [
     ("GET", "/v1/maintenance", READ),
     ("POST", "/v1/maintenance", REVIEW),
     ("POST", "/v1/maintenance/1/cancel", REVIEW),
-    ("GET", "/v1/statements", READ),
-    ("GET", "/v1/statements/{statement}", READ),
+    ("GET", "/v1/statements", SWITCH),
+    ("GET", "/v1/statements/{run}", SWITCH),
+    ("GET", "/v1/runs", SWITCH),
+    ("GET", "/v1/runs/{run}", SWITCH),
     ("GET", "/v1/replacements", READ),
     ("GET", "/v1/bundle", BUNDLE),
     ("GET", "/metrics", METRICS),
@@ -62,6 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Verifier,
         operators.add(verifier.state, ANNA.text, "anna")
         said = replaces(node.name.node_id, "00" * 16, deployment=DEPLOYMENT)
         assert verifier.client.request("POST", "/v1/statements", said).status == 200
+        given["run"] = Office.opened(verifier).request()
         yield verifier, node, given
 
 
@@ -70,10 +74,8 @@ def test_each_role_may_do_what_the_table_says(
     served: tuple[Verifier, Node, dict[str, str]], method: str, path: str, right: str
 ) -> None:
     verifier, node, given = served
-    (statement,) = (row[1] for row in verifier.dump()["statement"])
-    assert isinstance(statement, bytes)
-    target = path.format(node=node.name.node_id, statement=statement.hex())
-    for role, token in given.items():
+    target = path.format(node=node.name.node_id, run=given["run"])
+    for role, token in ((role, given[role]) for role in MAY):
         answer = verifier.client.request(
             method, target, b"{}" if method == "POST" else None, authorization=f"Bearer {token}"
         )
@@ -90,7 +92,7 @@ def test_the_table_has_every_route_that_asks_for_a_token(served: tuple[Verifier,
     from keyturn_verifier.app import create_app
 
     public = {"/v1/join", "/v1/segments", "/healthz", "/readyz", "/log/checkpoint", "/log/{path}", "/openapi.json"}
-    public.add("/v1/logs/{node}/{incarnation}/head")
+    public |= {"/v1/logs/{node}/{incarnation}/head", "/v1/authority", "/v1/runs/{run}/permit"}
     served_ones = create_app(served[0].service).openapi()["paths"]
     paths = [(m.upper(), path) for path, ways in served_ones.items() for m in ways if path not in public]
     # Statements are posted by anybody: the signatures in them decide.
@@ -106,13 +108,13 @@ def test_metrics_are_for_this_machine_or_a_token(served: tuple[Verifier, Node, d
         assert client.request("GET", "/metrics", None, **{header: "x"}).status == 401
 
 
-def test_a_token_of_a_reserved_or_unknown_role_is_not_made(tmp_path: Path) -> None:
+def test_a_token_of_an_unknown_role_is_not_made(tmp_path: Path) -> None:
     from tests.support.verifier import call
 
     assert call("init", "--state", tmp_path / "s", "--deployment", "a.example").returncode == 0
-    for role in ("approver", "root"):
-        assert call("token", "create", "--state", tmp_path / "s", "--role", role).returncode == 2
-    assert call("token", "create", "--state", tmp_path / "s", "--role", "admin").returncode == 0
+    assert call("token", "create", "--state", tmp_path / "s", "--role", "root").returncode == 2
+    for role in ("approver", "admin"):
+        assert call("token", "create", "--state", tmp_path / "s", "--role", role).returncode == 0
     assert "admin" in call("token", "list", "--state", tmp_path / "s").stdout
 
 

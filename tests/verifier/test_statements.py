@@ -16,9 +16,9 @@ from keyturn_protocol.canonical import decode
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.leaves import Statement, parse_leaf
 from keyturn_protocol.limits import ENVELOPE_BYTES
-from keyturn_verifier import operators, people
+from keyturn_verifier import operators, taking
 from keyturn_verifier.check import check
-from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.engine import reading
 from keyturn_verifier.differences import Difference
 from keyturn_verifier.errors import UsageError
 from tests.support.node import START_US, Node, Reply
@@ -108,12 +108,10 @@ def test_a_statement_posted_by_many_at_once_is_one(verifier: Verifier) -> None:
 
 def test_what_two_requests_found_missing_is_stored_once(verifier: Verifier) -> None:
     """Both looked before either wrote: the second finds it under the lock."""
-    envelope, said = people.opened(link(verifier.enrolled(), "00" * 16), DEPLOYMENT)
-    staff = operators.load(verifier.state)
-    items = []
-    for _ in range(2):
-        with writing(verifier.engine) as connection:
-            items.append(people.take(connection, envelope, said, staff, verifier.clock()))
+    said, taker = taking.opened(link(verifier.enrolled(), "00" * 16), verifier.settings), verifier.service.taker
+    looks = [taker.look(said) for _ in range(2)]
+    items = [taker.settle(said, look) for look in looks if isinstance(look, taking.Looked)]
+    assert len(items) == 2
     assert items[0] == items[1]
     assert verifier.count("statement") == 1
 

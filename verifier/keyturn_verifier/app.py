@@ -12,17 +12,18 @@ from keyturn_protocol.api_read import OPENAPI
 from keyturn_protocol.canonical import encode
 from keyturn_verifier import problems
 from keyturn_verifier.openapi import document
-from keyturn_verifier.routes import bundle, health, join, log, logs, read, review, statements
+from keyturn_verifier.routes import bundle, health, join, log, logs, permits, read, review, runs, statements
 from keyturn_verifier.routes.ingest import Segments
 from keyturn_verifier.service import Service
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application; its lifespan runs the threads of ingest, of sums and of webhooks."""
+    """The application; its lifespan runs the threads of ingest, of sums, of webhooks and of waiting hosts."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.ingest.start(asyncio.get_running_loop())
+        service.watch.start(asyncio.get_running_loop())
         service.keeper.start()
         service.webhooks.start()
         try:
@@ -32,10 +33,11 @@ def create_app(service: Service) -> FastAPI:
             await asyncio.to_thread(service.ingest.stop)
             await asyncio.to_thread(service.keeper.stop)
             await asyncio.to_thread(service.webhooks.stop)
+            await asyncio.to_thread(service.watch.stop)
 
     app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
-    for module in (health, join, log, logs, read, review, statements, bundle):
+    for module in (health, join, log, logs, read, review, statements, permits, runs, bundle):
         app.include_router(module.router(service))
 
     made: list[bytes] = []

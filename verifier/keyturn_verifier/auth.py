@@ -3,13 +3,15 @@
 | Right    | operator | auditor | admin | approver |
 |----------|----------|---------|-------|----------|
 | read     | yes      | yes     | yes   |          |
+| switch   | yes      | yes     | yes   | yes      |
 | bundle   |          | yes     | yes   |          |
 | review   | yes      |         | yes   |          |
 | metrics  | yes      |         | yes   |          |
 
 *read*: nodes, logs, segments, proofs, workloads, usage, findings, maintenance windows. *bundle*: evidence bundles, each
-of which appends a leaf to the verifier's log. *review*: closing findings, maintenance windows. *approver* is reserved
-for the start switch and may do nothing yet. Tokens themselves are made, listed and revoked on the server's machine.
+of which appends a leaf to the verifier's log. *review*: closing findings, maintenance windows. *switch*: runs, leases,
+openings, statements. Nobody needs a token to sign: a signature says whose it is. Tokens themselves are made, listed and
+revoked on the server's machine.
 """
 
 import hmac
@@ -29,16 +31,17 @@ class Right(StrEnum):
     """A kind of request."""
 
     READ = "read"
+    SWITCH = "switch"
     BUNDLE = "bundle"
     REVIEW = "review"
     METRICS = "metrics"
 
 
 RIGHTS: Final[dict[Role, frozenset[Right]]] = {
-    "operator": frozenset({Right.READ, Right.REVIEW, Right.METRICS}),
-    "auditor": frozenset({Right.READ, Right.BUNDLE}),
+    "operator": frozenset({Right.READ, Right.SWITCH, Right.REVIEW, Right.METRICS}),
+    "auditor": frozenset({Right.READ, Right.SWITCH, Right.BUNDLE}),
     "admin": frozenset(Right),
-    "approver": frozenset(),
+    "approver": frozenset({Right.SWITCH}),
 }
 
 

@@ -35,7 +35,8 @@ from keyturn_verifier.check_statements import check_statements
 from keyturn_verifier.check_tree import Tree, check_tree
 from keyturn_verifier.db import tables
 from keyturn_verifier.db.history import history
-from keyturn_verifier.db.rows import Row, Rows, finding_row
+from keyturn_verifier.db.rows import Row, Rows, finding_row, placed
+from keyturn_verifier.db.switch_tables import lease_report, lease_request
 from keyturn_verifier.db.tables import evidence, join_token, log, pending_log, segment, segment_body
 from keyturn_verifier.differences import Difference, as_bag, by_key, differs, plain
 from keyturn_verifier.heads import head_values
@@ -80,6 +81,11 @@ _OF_A_LOG: Final[tuple[tuple[Table, str, tuple[str, ...], int | None], ...]] = (
     (tables.finding, "findings", ("log_id", "code", "severity", "seq", "from_us", "to_us", "detail"), None),
 )
 """Table, its rows in :class:`Rows`, their columns, and how many of these are the key; None: rows have none."""
+_OF_A_LEAF: Final = (
+    (lease_request, "asked", ("log_id", "seq", "leaf", "time_us", "party", "boot_id", "body")),
+    (lease_report, "reported", ("log_id", "seq", "leaf", "time_us", "body")),
+)
+"""The same for rows that name the leaf which covers them."""
 
 
 def check(
@@ -119,6 +125,8 @@ class _Said:
     before: tuple[EnrolmentBody, int, str] | None
     """The node's log before: its enrolment, and the size and root of it that were receipted at this one's."""
     receipts: list[LeafBody] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """Index and time of the leaf of each of these."""
     frozen: LogFrozenBody | None = None
 
 
@@ -137,6 +145,7 @@ def _said(tree: Tree) -> dict[str, _Said]:
                 newest[body.node_id] = body
             case NodeCheckpoint(body=head) if head.origin in said:
                 said[head.origin].receipts.append(head)
+                said[head.origin].places.append((leaf.index, leaf.time_us))
                 heads[head.origin] = (head.size, head.root)
             case LogFrozen(body=stopped) if stopped.origin in said:
                 said[stopped.origin].frozen = stopped
@@ -189,6 +198,10 @@ def _log(
             yield from as_bag(table, row.origin, names, map(plain, expected), stored)
         else:
             yield from by_key(table, row.origin, names, keys, map(plain, expected), stored)
+    for table, attribute, names in _OF_A_LEAF if len(said.places) == len(replayed.rows.leaves) else ():
+        query = select(*(table.c[name] for name in names)).where(table.c.log_id == row.id)
+        expected = placed(getattr(replayed.rows, attribute), said.places)
+        yield from by_key(table, row.origin, names, 2, expected, map(plain, connection.execute(query)))
 
 
 @dataclass(slots=True)

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--organisation", help="join token: who runs the hosts")
     create.add_argument("--site", help="join token: where they are")
     create.add_argument("--hosts", type=int, help="join token: for how many (default 1)")
-    create.add_argument("--role", choices=["operator", "auditor", "admin"], help="reader's token: for whom")
+    create.add_argument("--role", choices=["operator", "auditor", "admin", "approver"], help="reader's token: for whom")
     create.add_argument("--expires", default="24h", metavar="TIME", help="30m, 24h, 90d (default 24h)")
     _command(actions, "list", "list tokens, without their secrets", _token_list)
     _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")

@@ -78,6 +78,11 @@ def load(folder: Path, name: Deployment) -> Keys:
     return Keys(_log(name, _read(folder / LOG_KEY)), _receipt(name, _read(folder / RECEIPT_KEY)), lease)
 
 
+def current(folder: Path, name: Deployment, keys: Keys) -> Keys:
+    """``keys``, or what is there now if the lease key was made, or copied here, since they were read."""
+    return keys if keys.lease is not None else load(folder, name)
+
+
 def with_lease(folder: Path, name: Deployment) -> Keys:
     """:func:`load`, and a lease key is made if there is none. Whoever makes it first, everybody gets that one."""
     keys = load(folder, name)

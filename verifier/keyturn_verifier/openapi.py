@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI
 
-from keyturn_protocol import api, api_read
+from keyturn_protocol import api, api_read, api_switch
 from keyturn_protocol.api import PLAIN_TYPE, PROBLEM_TYPE, SEGMENT_TYPE, STATUS, ProblemCode, problem
 from keyturn_protocol.usage import UsageRow
 
@@ -33,6 +33,8 @@ class Says:
     errors: tuple[ProblemCode, ...] = ()
     body: Any = None
     public: bool = False
+    empty: bool = False
+    """It may have nothing to say."""
 
 
 def _page(kind: Any) -> Any:
@@ -66,6 +68,10 @@ _LISTED: Final[dict[str, Says]] = {
         api_read.StatementItem, (C.BAD_STATEMENT, C.BAD_SIGNATURE, C.STATEMENT_REFUSED, *_BODY), _JSON, public=True
     ),
     f"GET {api.STATEMENTS}/{{sha256}}": Says(_JSON, (C.NOT_FOUND,)),
+    f"GET {api_switch.AUTHORITY}": Says(_JSON, (C.NOT_FOUND,), public=True, empty=True),
+    f"GET {api_switch.RUNS}/{{run}}/permit": Says(_JSON, (C.NOT_FOUND,), public=True, empty=True),
+    f"GET {api_switch.RUNS}": Says(_page(api_switch.RunItem)),
+    f"GET {api_switch.RUNS}/{{run}}": Says(api_switch.RunView, (C.NOT_FOUND,)),
     f"GET {api_read.REPLACEMENTS}": Says(_page(api_read.ReplacementItem)),
     f"GET {api_read.BUNDLE}": Says(api_read.TAR_TYPE),
     f"POST {api.JOIN}": Says(
@@ -172,6 +178,8 @@ def _complete(operation: dict[str, Any], says: Says, by_kind: Mapping[Any, Any])
     if says.body is not None:
         operation["requestBody"] = {"required": True, "content": _content(says.body, by_kind)}
     answers: dict[str, Any] = {"200": {"description": "as asked", "content": _content(says.answer, by_kind)}}
+    if says.empty:
+        answers["204"] = {"description": "nothing newer"}
     by_status: dict[int, list[ProblemCode]] = {}
     for code in (*_ALWAYS, *(() if says.public else _READER), *says.errors):
         by_status.setdefault(STATUS[code], []).append(code)

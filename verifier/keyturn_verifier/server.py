@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -70,7 +71,7 @@ def serve(
                 gc.freeze()
                 gc.set_threshold(50_000, 20, 100)
                 built = service.build(settings, engine, keys, clock)
-                _Server(configure(built, tls), listener, port_file).run_until_signal()
+                _Server(configure(built, tls), listener, port_file, built.watch.close).run_until_signal()
         finally:
             engine.dispose()
 
@@ -136,8 +137,15 @@ def bind(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Says when it is ready, and ends with 0 after a signal that it was asked to end with."""
 
-    def __init__(self, settings: uvicorn.Config, listener: socket.socket, port_file: Path | None) -> None:
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        listener: socket.socket,
+        port_file: Path | None,
+        draining: Callable[[], None],
+    ) -> None:
         super().__init__(settings)
+        self._draining = draining
         self._listener = listener
         self._port_file = port_file
         self._failed: VerifierError | None = None
@@ -168,6 +176,11 @@ class _Server(uvicorn.Server):
         shown = f"[{host}]" if ":" in host else host
         scheme = "http" if self.config.ssl is None else "https"
         print(f"keyturn-verifier: ready on {scheme}://{shown}:{port}", file=sys.stderr, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Whoever waits for news is answered now: the drain would wait for them.
+        self._draining()
+        await super().shutdown(sockets)
 
     def _say_port(self, port: int) -> None:
         if self._port_file is not None:

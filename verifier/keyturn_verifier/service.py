@@ -11,9 +11,13 @@ from keyturn_verifier.config import Config
 from keyturn_verifier.ingest import Ingest
 from keyturn_verifier.keyfiles import Keys
 from keyturn_verifier.metrics import Metrics
+from keyturn_verifier.permits import Permits
 from keyturn_verifier.rollup.keeper import Keeper
 from keyturn_verifier.rollup.reader import Totals
 from keyturn_verifier.rollup.sources import Sources
+from keyturn_verifier.switch_state import SwitchState
+from keyturn_verifier.taking import Taker
+from keyturn_verifier.watch import Watch
 from keyturn_verifier.webhooks import Webhooks
 
 
@@ -29,8 +33,17 @@ class Service:
     totals: Totals
     keeper: Keeper
     webhooks: Webhooks
+    switch: SwitchState
+    taker: Taker
+    watch: Watch
+    permits: Permits
     metrics: Metrics = field(default_factory=Metrics)
     computed: Computed = field(default_factory=Computed)
+
+    def said(self) -> None:
+        """Something was said here: whoever waits for news of a run, or sends it on, looks at once."""
+        self.webhooks.woken()
+        self.watch.said()
 
 
 def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
@@ -39,6 +52,7 @@ def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
     :raises VerifierError: a webhook without its secret.
     """
     table, sources = chip_table(), Sources()
+    switch = SwitchState(config.deployment)
     return Service(
         config,
         engine,
@@ -48,4 +62,8 @@ def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
         Totals(engine, table, sources),
         Keeper(engine, table, config.limits.rollup_interval_ms, sources),
         Webhooks(engine, config.webhooks, config.limits.webhook_days, clock),
+        switch,
+        Taker(config, engine, keys, switch, clock),
+        Watch(engine, switch, config.limits.waiting_hosts),
+        Permits(config.deployment, engine, switch),
     )

@@ -14,7 +14,6 @@ from keyturn_verifier.db.tables import join_token, reader_token
 from keyturn_verifier.errors import UsageError
 
 Role = Literal["operator", "auditor", "admin", "approver"]
-"""``approver`` is reserved: no such token is made yet."""
 JOIN_PREFIX: Final = "ktj_"
 READER_PREFIX: Final = "ktr_"
 

@@ -25,7 +25,7 @@ from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db.engine import is_postgres, writing
 from keyturn_verifier.db.locks import lock_logs
-from keyturn_verifier.db.rows import Rows, finding_row
+from keyturn_verifier.db.rows import Rows, finding_row, placed
 from keyturn_verifier.db.statements import Statements
 from keyturn_verifier.db.tables import evidence, log
 from keyturn_verifier.enrolment import Joining, lock_tokens, token_refusal, use_token
@@ -86,7 +86,10 @@ class Committer:
             lock_tokens(connection, [t.token_id for change in held if (t := _joining(change)) is not None])
             answers = {id(change): self._one(connection, change, rows, now_us) for change in _by_log(held)}
             self._write(connection, rows)
-            translog.append(connection, rows.leaves, max(now_us, rows.newest_s * 1_000_000))
+            time_us = max(now_us, rows.newest_s * 1_000_000)
+            if rows.asked or rows.reported:
+                self._place(connection, rows, time_us)
+            translog.append(connection, rows.leaves, time_us)
         return [answers.get(id(change), Moved()) for change in changes]
 
     def _one(self, connection: Connection, change: Change, rows: Rows, now_us: int) -> Written | Moved | Refusal:
@@ -221,6 +224,13 @@ class Committer:
         run.listed.run(connection, rows.listed)
         run.started.run(connection, rows.started)
         run.findings.run(connection, rows.findings)
+
+    def _place(self, connection: Connection, rows: Rows, time_us: int) -> None:
+        """Rows that name their leaf: its index is known under the last lock."""
+        head = translog.lock(connection)
+        leaves = [(head.size + at, max(time_us, head.time_us)) for at in range(len(rows.leaves))]
+        self._statements.asked.run(connection, placed(rows.asked, leaves))
+        self._statements.reported.run(connection, placed(rows.reported, leaves))
 
 
 def _joining(change: Change) -> Joining | None:

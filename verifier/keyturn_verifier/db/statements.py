@@ -25,6 +25,7 @@ from keyturn_protocol.entry_usage import FIELDS, MAX_FIELDS
 from keyturn_protocol.limits import MAX_INT
 from keyturn_verifier.db.bulk import Copy, Each, Many, Through
 from keyturn_verifier.db.engine import is_postgres
+from keyturn_verifier.db.switch_tables import lease_report, lease_request
 from keyturn_verifier.db.tables import (
     chip_listed,
     finding,
@@ -55,6 +56,8 @@ class Statements:
         self.inventories = _insert(engine, inventory, "log_id", "seq", "chips")
         self.listed = _insert(engine, chip_listed, "log_id", "chip", "start", "boot_id", "mono_us", "time_us")
         self.started = _insert(engine, workload_started, "log_id", "seq", "workload", "body")
+        self.asked = _insert(engine, lease_request, "log_id", "seq", "leaf", "time_us", "party", "boot_id", "body")
+        self.reported = _insert(engine, lease_report, "log_id", "seq", "leaf", "time_us", "body")
         self.findings = _insert(engine, finding, "log_id", "code", "severity", "seq", "from_us", "to_us", "detail")
 
 

@@ -60,6 +60,8 @@ class LeaseIssued(SQLModel, table=True):
     time_us: int = _big()
     log_id: int = _big(foreign_key="log.id")
     seq: int = _big()
+    run: str | None = Field(default=None, index=True)
+    """The hash of the run's request; none for an allowance."""
     note: bytes
 
 

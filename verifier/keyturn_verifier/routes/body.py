@@ -62,5 +62,11 @@ async def _read(receive: Receive, cap: int, timeout_s: float, take: Callable[[in
         raise Refusal(ProblemCode.TIMEOUT, f"the request's body took longer than {timeout_s} s") from None
 
 
+async def gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def _too_large(cap: int) -> Refusal:
     return Refusal(ProblemCode.TOO_LARGE, f"the body is over {cap} bytes")

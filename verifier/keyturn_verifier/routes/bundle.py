@@ -21,6 +21,7 @@ from keyturn_verifier.db.engine import reading
 from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 from keyturn_verifier.export import File, bundle_files
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.routes.body import gone
 from keyturn_verifier.routes.pages import Authorization, allow
 from keyturn_verifier.service import Service
 
@@ -124,11 +125,11 @@ class _Stream(Response):
                 self._slots.release()
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(_gone(receive))
+        left = asyncio.ensure_future(gone(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             chunk: bytes | None = self.first
-            while chunk is not None and not gone.done():
+            while chunk is not None and not left.done():
                 async with asyncio.timeout(self._timeout_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 chunk = await asyncio.to_thread(next, self._chunks, None)
@@ -138,11 +139,5 @@ class _Stream(Response):
             # Too late for another answer: without its end, the connection is closed and the bundle is none.
             log.error("bundle: cut in mid-stream: %s", error.orig if isinstance(error, DBAPIError) else error)
         finally:
-            gone.cancel()
+            left.cancel()
             await asyncio.to_thread(self.end)
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from keyturn_protocol.api import PAGE_ITEMS, STATEMENTS, ProblemCode
 from keyturn_protocol.api_read import REPLACEMENTS
 from keyturn_protocol.limits import ENVELOPE_BYTES
-from keyturn_verifier import operators, people
-from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier import people, taking
+from keyturn_verifier.auth import Right
+from keyturn_verifier.db.engine import reading
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.body import content_length, read_body
 from keyturn_verifier.routes.pages import HEADERS, JSON, After, Authorization, Limit, allow, cursor, one, page
@@ -16,6 +17,7 @@ from keyturn_verifier.service import Service
 
 Sha256Path = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="of its payload, 64 hex digits")]
 Node = Annotated[str | None, Query(pattern="^[0-9a-f]{32}$", description="only those that name this node")]
+About = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those about this run")]
 _FIRST: Final = -1
 
 
@@ -33,32 +35,26 @@ def router(service: Service) -> APIRouter:
     @routes.post(STATEMENTS)
     def state(raw: Annotated[bytes, Depends(body)]) -> Response:
         """Take a statement in its envelope. Who may say it is a matter of its signatures; again changes nothing."""
-        now_us = service.clock()
-        envelope, said = people.opened(raw, service.config.deployment)
-        with reading(service.engine) as connection:
-            there = people.known(connection, envelope)
-        if there is not None:
-            return one(there)
-        keys = operators.load(service.config.state)
-        # Once before the lock that everybody waits for, and again under it, at the time of the leaf.
-        people.check_signers(envelope, keys, now_us)
-        with writing(service.engine) as connection:
-            return one(people.take(connection, envelope, said, keys, now_us))
+        taken = service.taker.take(taking.opened(raw, service.config))
+        service.said()
+        return one(taken)
 
     @routes.get(STATEMENTS)
-    def statements(authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None) -> Response:
+    def statements(
+        authorization: Authorization = None, limit: Limit = PAGE_ITEMS, after: After = None, run: About = None
+    ) -> Response:
         """Every statement, the oldest first."""
         with reading(service.engine) as connection:
-            allow(service, connection, authorization)
+            allow(service, connection, authorization, Right.SWITCH)
             start: tuple[int] | None = cursor(after, tuple[int])
-            items = people.statements(connection, _FIRST if start is None else start[0], limit)
+            items = people.statements(connection, _FIRST if start is None else start[0], limit, run)
         return page(items, [items[-1].index] if len(items) == limit else None)
 
     @routes.get(STATEMENTS + "/{sha256}")
     def statement(sha256: Sha256Path, authorization: Authorization = None) -> Response:
         """A statement's envelope, byte for byte."""
         with reading(service.engine) as connection:
-            allow(service, connection, authorization)
+            allow(service, connection, authorization, Right.SWITCH)
             data = people.envelope_of(connection, bytes.fromhex(sha256))
         if data is None:
             raise Refusal(ProblemCode.NOT_FOUND, f"no statement {sha256} is here")

@@ -47,12 +47,14 @@ def upgrade() -> None:
     op.create_table(
         "lease_issued",
         sa.Column("leaf", ID, autoincrement=False, nullable=False),
-        *(data("sha256"), text("kind"), big("time_us"), big("log_id"), big("seq"), data("note")),
+        *(data("sha256"), text("kind"), big("time_us"), big("log_id"), big("seq")),
+        *(sa.Column("run", sa.String(), nullable=True), data("note")),
         sa.ForeignKeyConstraint(["log_id"], ["log.id"]),
         sa.PrimaryKeyConstraint("leaf"),
         sa.UniqueConstraint("sha256"),
         sa.UniqueConstraint("log_id", "seq"),
     )
+    op.create_index("ix_lease_issued_run", "lease_issued", ["run"])
     op.create_table(
         "opening",
         *(text("run"), data("commitment"), text("part"), data("salt"), data("value")),

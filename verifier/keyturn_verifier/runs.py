@@ -1,0 +1,156 @@
+"""Runs as people look at them: computed from the switch, when they are asked for."""
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from keyturn_protocol.api_switch import (
+    EVENTS,
+    EndedItem,
+    Missing,
+    ProposalItem,
+    RunEvent,
+    RunItem,
+    RunView,
+    Signed,
+    SuspensionItem,
+)
+from keyturn_protocol.dsse import parse_envelope
+from keyturn_protocol.lifecycle import Run, State, progress, state
+from keyturn_protocol.quorum import tally
+from keyturn_protocol.root import Standing
+from keyturn_protocol.runs import Decision, Request
+from keyturn_protocol.statement_base import kind_of
+from keyturn_protocol.statements import parse_payload
+from keyturn_protocol.switch import Switch
+from keyturn_verifier.db.statement_tables import statement
+from keyturn_verifier.errors import stored
+
+_SECOND: Final = 1_000_000
+
+
+def item(run: Run, index: int, at_us: int) -> RunItem:
+    """A run in a list. ``index``: of its request's leaf."""
+    return RunItem(**_fields(run, index, at_us))
+
+
+def view(switch: Switch, run: Run, index: int, at_us: int, events: list[RunEvent]) -> RunView:
+    """All of a run on one screen."""
+    standing = switch.authority.standing_at(switch.index + 1)
+    signed = progress(run, switch.authority, switch.index + 1, at_us)
+    decided = run.permit is not None or run.ended is not None
+    lacking = tally(run.tier.approve, () if decided else signed.persons, standing)
+    counting = {vote.person for vote in run.permit.votes} if run.permit is not None else set(signed.persons)
+    stop = run.policy.stop
+    return RunView(
+        **_fields(run, index, at_us),
+        purpose=run.request.purpose,
+        policy=run.request.policy,
+        policy_version=run.policy.version,
+        scope=run.scope,
+        spec=dict(run.spec),
+        verified=list(run.tier.verified),
+        signed=list(_signed(run, standing, counting)),
+        missing=Missing(
+            persons=0 if decided else lacking.missing_persons,
+            organisations=0 if decided else lacking.missing_organisations,
+            classes={} if decided else dict(lacking.missing_classes),
+            text="nothing" if decided else str(lacking),
+        ),
+        veto=list(run.tier.veto),
+        permit_index=None if run.permit is None else run.permit.index,
+        permit_us=None if run.permit is None else run.permit.time_us,
+        started_us=run.started_us,
+        epoch=run.epoch,
+        suspensions=[
+            SuspensionItem(
+                sha256=call.hash,
+                person=call.person,
+                party=call.party,
+                organisation=call.organisation,
+                time_us=call.time_us,
+                stop_at_us=call.alone_us,
+            )
+            for call in run.calls
+        ],
+        after=list(run.after),
+        ended=None
+        if run.ended is None
+        else EndedItem(time_us=run.ended.time_us, sha256=run.ended.hash, why=run.ended.why),
+        committed_tflop=0,
+        left_tflop=run.scope.budget_tflop,
+        leases=0,
+        leased_chips=0,
+        notice_s=stop.notice_s,
+        worst_stop_s=stop.notice_s + run.tier.lease_s,
+        events=events,
+        findings=[],
+    )
+
+
+def _fields(run: Run, index: int, at_us: int) -> dict[str, Any]:
+    """What a list shows of a run."""
+    charged = 0
+    now = state(run, at_us, charged)
+    waiting = run.permit is not None and run.started_us is None and run.ended is None
+    return {
+        "run": run.hash,
+        "index": index,
+        "time_us": run.time_us,
+        "label": run.request.label,
+        "lineage": run.request.lineage,
+        "requester": run.request.requester,
+        "tier": run.tier.name,
+        "state": now,
+        "budget_tflop": run.scope.budget_tflop,
+        "charged_tflop": charged,
+        "chips": run.scope.chips,
+        "decide_by_us": run.time_us + run.tier.decide_s * _SECOND if now is State.PENDING else None,
+        "start_by_us": run.permit.start_by_us if waiting and run.permit is not None else None,
+        "stop_at_us": run.stop_at_us,
+        "proposals": [
+            ProposalItem(
+                sha256=digest,
+                kind=kind_of(proposal.statement),  # type: ignore[arg-type]
+                person=proposal.statement.person,
+                time_us=proposal.time_us,
+                decide_by_us=proposal.time_us + proposal.tier.decide_s * _SECOND,
+                tier=proposal.tier.name,
+            )
+            for digest, proposal in run.proposals.items()
+        ],
+    }
+
+
+def _signed(run: Run, standing: Standing, counting: Collection[str]) -> Iterator[Signed]:
+    for person, vote in sorted(run.votes.items()):
+        # Whoever has left the root since is shown by name alone.
+        party = standing.party_of(person) if person in standing.persons else None
+        yield Signed(
+            person=person,
+            party=person.partition("/")[0],
+            organisation=None if party is None else party.organisation,
+            class_=None if party is None else party.class_,
+            verdict=vote.verdict,
+            narrows=vote.narrowing is not None,
+            time_us=vote.time_us,
+            sha256=vote.hash,
+            counts=person in counting,
+        )
+
+
+@stored
+def events(connection: Connection, run: str) -> list[RunEvent]:
+    """The newest statements about a run, the oldest of them first."""
+    query = select(statement).where(statement.c.run == run).order_by(statement.c.leaf.desc()).limit(EVENTS)
+    return [_event(row) for row in reversed(connection.execute(query).all())]
+
+
+def _event(row: Any) -> RunEvent:
+    said = parse_payload(row.kind, parse_envelope(row.envelope).payload)
+    person = said.requester if isinstance(said, Request) else getattr(said, "person", "")
+    verdict = said.verdict if isinstance(said, Decision) else None
+    return RunEvent(
+        index=row.leaf, time_us=row.time_us, kind=row.kind, sha256=row.sha256.hex(), person=person, verdict=verdict
+    )

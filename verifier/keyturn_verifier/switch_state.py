@@ -1,0 +1,111 @@
+"""This process's fold of the start switch: the leaves of the verifier's log so far, caught up when it is asked.
+
+Under the lock of the verifier's log everything that is committed is exactly the leaves before its size, so a writer
+that catches up there decides about the next leaf with all that any replica said before. Nothing is put in here before
+it is committed: a transaction that fails leaves nothing to undo.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, select
+
+from keyturn_protocol.authority import Logged
+from keyturn_protocol.dsse import parse_envelope
+from keyturn_protocol.ids import Deployment
+from keyturn_protocol.policy import Policy
+from keyturn_protocol.root import Root
+from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
+from keyturn_protocol.statement_base import Statement
+from keyturn_protocol.statements import Replacement, parse_payload
+from keyturn_protocol.switch import Switch, log_statement
+from keyturn_verifier.db.statement_tables import statement
+from keyturn_verifier.errors import stored
+
+
+class SwitchState:
+    """The switch, and at which leaf there was news of what. Any thread may ask."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        # Taken after the lock of the verifier's log, where both are; nobody takes that one under this one.
+        self._lock = threading.RLock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._switch = Switch(self._deployment)
+        self._size = 0
+        self._news: dict[str, int] = {}
+        self._authority = -1
+        self._requests: list[tuple[int, str]] = []
+
+    @contextmanager
+    def caught_up(self, connection: Connection, size: int, *, locked: bool = False) -> Iterator[Switch]:
+        """The switch with all leaves before ``size``, perhaps some after it; nobody moves it meanwhile.
+
+        :param size: of the verifier's log, as ``connection`` sees it.
+        :param locked: under the lock of the verifier's log: then there are no others.
+        :raises DamagedError: what is stored can't be folded.
+        """
+        with self._lock:
+            if locked and size < self._size:
+                self._begin()  # a database that was restored under a running server
+            if size > self._size:
+                try:
+                    self._catch_up(connection, size)
+                except BaseException:
+                    self._begin()
+                    raise
+            yield self._switch
+
+    def news(self, run: str | None) -> int:
+        """The last leaf that says something about a run, or about everybody: a root or a policy; -1: there is none."""
+        with self._lock:
+            return max(self._authority, -1 if run is None else self._news.get(run, -1))
+
+    def requests(self, after: int) -> list[tuple[int, str]]:
+        """Leaf and hash of every request whose leaf is after one."""
+        with self._lock:
+            return self._requests[bisect_right(self._requests, after, key=lambda one: one[0]) :]
+
+    def requested(self, run: str) -> int:
+        """The leaf of a request that the switch has."""
+        return next(leaf for leaf, digest in reversed(self.requests(-1)) if digest == run)
+
+    @stored
+    def _catch_up(self, connection: Connection, size: int) -> None:
+        query = select(statement).where(statement.c.leaf >= self._size, statement.c.leaf < size)
+        for row in connection.execute(query.order_by(statement.c.leaf)).all():
+            envelope = parse_envelope(row.envelope)
+            said = parse_payload(envelope.kind, envelope.payload)
+            if isinstance(said, Replacement) and self._switch.standing is None:
+                continue  # signed by keys of the trust file: nothing of the switch
+            self._take(log_statement(envelope, said, row.leaf, row.time_us, self._switch.authority))
+        self._size = size
+
+    def _take(self, logged: Logged) -> None:
+        self._switch.take(logged)
+        if isinstance(logged.statement, Root | Policy):
+            self._authority = logged.index
+        elif (run := run_about(self._switch, logged.hash, logged.statement)) is not None:
+            self._news[run] = logged.index
+            if run == logged.hash:
+                self._requests.append((logged.index, run))
+
+
+def run_about(switch: Switch, digest: str, said: Statement) -> str | None:
+    """The hash of the run that a statement is about; None for one that is about no single run.
+
+    :raises Refused: ``unknown``.
+    """
+    match said:
+        case Request():
+            return digest
+        case Decision() | Withdraw():
+            return switch.run_of(said.subject).hash
+        case Suspend() | Resume() | Revoke() | Amend():
+            return switch.run_of(said.run).hash
+        case _:
+            return None
