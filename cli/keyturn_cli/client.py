@@ -21,7 +21,8 @@ from urllib3.util import Url, parse_url
 
 from keyturn_cli import __version__
 from keyturn_cli.errors import CliError, Exit
-from keyturn_protocol.api import PAGE_BYTES, PAGE_ITEMS, PROBLEM_TYPE, Page, Problem
+from keyturn_protocol.api import PAGE_BYTES, PAGE_ITEMS, PROBLEM_TYPE, Page, Problem, ProblemCode
+from keyturn_protocol.authority import Why
 from keyturn_protocol.canonical import Record, encode_record, parse
 from keyturn_protocol.errors import ProtocolError
 
@@ -41,6 +42,10 @@ authorities: ContextVar[Path | None] = ContextVar("authorities", default=None)
 _CA_HINT: Final = "keyturn --ca FILE … names a private CA"
 
 
+class NotThere(CliError):
+    """The verifier has nothing of that name."""
+
+
 class Client:
     """Asks one verifier."""
 
@@ -54,6 +59,7 @@ class Client:
             "accept-encoding": "identity",
             "user-agent": f"keyturn/{__version__}",
         }
+        self.has_token = token is not None
         if token is not None:
             self._headers["authorization"] = f"Bearer {token}"
         timeout = urllib3.Timeout(connect=min(CONNECT_S, timeout_s), read=timeout_s)
@@ -74,9 +80,9 @@ class Client:
         target = f"{path}?{urlencode(query)}" if query else path
         return self._parsed(target, self._get(target), kind)
 
-    def content(self, path: str) -> bytes:
-        """An answer that isn't JSON."""
-        return self._get(path)
+    def content(self, path: str, limit: int | None = None) -> bytes:
+        """An answer's bytes as they are: one that isn't JSON, or one whose bytes are signed."""
+        return self._get(path, limit=limit)
 
     def send(self, path: str, record: Record | None, kind: type[T]) -> T:
         """Post a value; returns the answer."""
@@ -86,6 +92,10 @@ class Client:
     def send_bytes(self, path: str, body: bytes, kind: type[T]) -> T:
         """Post bytes that are signed, as they are; returns the answer."""
         return self._parsed(path, self._get(path, "POST", body), kind)
+
+    def give(self, path: str, body: bytes) -> None:
+        """Post bytes as they are; what is answered doesn't matter."""
+        self._get(path, "POST", body)
 
     def stream(self, path: str, **query: str) -> Iterator[bytes]:
         """A long answer, piece by piece."""
@@ -130,11 +140,11 @@ class Client:
             raise self._broken(target, str(error)) from None
         return page
 
-    def _get(self, target: str, method: str = "GET", body: bytes | None = None) -> bytes:
+    def _get(self, target: str, method: str = "GET", body: bytes | None = None, limit: int | None = None) -> bytes:
         """The body of a 200."""
         with self._asked(target, method, body) as response:
-            data = _bounded(response)
-        if response.status == 200:
+            data = _bounded(response, limit)
+        if response.status in (200, 204):
             return data
         raise self._refused(response, data)
 
@@ -186,7 +196,9 @@ class Client:
             except ProtocolError:
                 pass
             else:
-                return CliError(f"{problem.title}: {problem.detail} ({status} {problem.code})", exit=exit_, hint=hint)
+                kind_ = NotThere if problem.code == ProblemCode.NOT_FOUND else CliError
+                hint = _explained(problem) or hint
+                return kind_(f"{problem.title}: {problem.detail} ({status} {problem.code})", exit=exit_, hint=hint)
         return CliError(
             f"{self.base} answered {status} without saying why (expected {PROBLEM_TYPE}, got {kind or 'nothing'})",
             exit=exit_,
@@ -204,15 +216,21 @@ class Client:
         return CliError(f"{self.base}{target}: not a list as this version knows it: {why}", exit=Exit.UNDECIDED)
 
 
-def _bounded(response: urllib3.BaseHTTPResponse) -> bytes:
+def _explained(problem: Problem) -> str | None:
+    """Where to read about the reason of a refusal, which the detail begins with."""
+    why = problem.detail.partition(":")[0]
+    return f"keyturn explain {why}" if problem.code == ProblemCode.STATEMENT_REFUSED and why in set(Why) else None
+
+
+def _bounded(response: urllib3.BaseHTTPResponse, limit: int | None = None) -> bytes:
     """The body, up to its cap in bytes and time."""
-    parts, size = list[bytes](), 0
+    parts, size, cap = list[bytes](), 0, PAGE_BYTES if limit is None else limit
     deadline_s = time.monotonic() + ANSWER_S
     while part := response.read(65_536):
         parts.append(part)
         size += len(part)
-        if size > PAGE_BYTES:
-            raise HTTPError(f"answer over its cap of {PAGE_BYTES} bytes")
+        if size > cap:
+            raise HTTPError(f"answer over its cap of {cap} bytes")
         if time.monotonic() > deadline_s:
             raise HTTPError(f"answer takes more than {ANSWER_S:.0f} s")
     return b"".join(parts)

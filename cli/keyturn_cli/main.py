@@ -10,7 +10,21 @@ import typer
 
 from keyturn_cli import __version__, settings
 from keyturn_cli.client import authorities
-from keyturn_cli.commands import audit, demo, explain, read, remote, sign
+from keyturn_cli.commands import (
+    audit,
+    demo,
+    explain,
+    keys,
+    lists,
+    policy,
+    read,
+    remote,
+    request,
+    root,
+    runs,
+    sign,
+    verbs,
+)
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.groups import group
 from keyturn_cli.output import complain, talk
@@ -31,9 +45,9 @@ app.command("node")(remote.node)
 app.command("log")(remote.log)
 app.command("segment")(remote.segment)
 app.command("proof")(remote.proof)
-app.command("bundle")(remote.bundle)
+app.command("bundle")(lists.bundle)
 app.add_typer(group("statement", sign.show, "What people signed; list, send.", list=sign.listed, send=sign.send))
-app.add_typer(group("key", sign.key_show, "Keys that sign statements; new.", new=sign.key_new))
+app.add_typer(group("key", keys.key_show, "Keys that sign statements; new.", new=keys.key_new))
 app.command("sign")(sign.sign)
 app.command("replace")(sign.replace)
 app.add_typer(
@@ -47,6 +61,38 @@ app.add_typer(
 )
 app.add_typer(group("maintenance", remote.maintenance, "Windows of work.", add=remote.announce, cancel=remote.cancel))
 app.add_typer(group("audit", audit.audit, "Recompute a bundle offline; trace SUBJECT BUNDLE.", trace=audit.trace))
+app.add_typer(
+    group("root", root.root_show, "Parties and their keys; new, diff.", new=root.root_new, diff=root.root_diff)
+)
+app.add_typer(
+    group(
+        "policy",
+        policy.policy_show,
+        "What runs take; new, check, simulate, diff.",
+        new=policy.policy_new,
+        check=policy.policy_check,
+        simulate=policy.policy_simulate,
+        diff=policy.policy_diff,
+    )
+)
+app.command("request")(request.request)
+app.command("list")(lists.list_)
+app.command("inbox")(lists.inbox)
+app.command("show")(runs.show)
+app.command("diff")(runs.diff)
+app.command("verify-bundle")(runs.verify_bundle)
+for _verb in (
+    verbs.approve,
+    verbs.deny,
+    verbs.veto,
+    verbs.withdraw,
+    verbs.suspend,
+    verbs.resume,
+    verbs.revoke,
+    verbs.amend,
+):
+    app.command(_verb.__name__)(_verb)
+app.command("whoami")(keys.whoami)
 app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
 

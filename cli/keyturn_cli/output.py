@@ -38,6 +38,15 @@ def clean(text: str, limit: int = 400) -> str:
     return shown if len(text) <= limit else shown + "…"
 
 
+def named(text: str, limit: int = 400) -> str:
+    """A name that others chose. What isn't ASCII is spelled out behind it: two that look alike don't read alike.
+
+    ``Köln`` is ``Köln [K\\xf6ln]``, and Latin letters with a Cyrillic one among them show it.
+    """
+    shown = clean(text, limit)
+    return shown if shown.isascii() else f"{shown} [{shown.encode('unicode_escape').decode('ascii')}]"
+
+
 def complain(message: str, hint: str | None = None) -> None:
     """``keyturn: error: …`` and, below it, what to try."""
     talk().print(Text.assemble(("keyturn: error: ", "bold red"), clean(message, 2_000)))

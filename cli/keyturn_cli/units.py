@@ -57,6 +57,25 @@ def duration(us: int) -> str:
     return f"{seconds:,.1f} s"
 
 
+def span(seconds: int) -> str:
+    """A time that somebody set, exact: ``48 h 30 min``, ``7 days``."""
+    parts = []
+    left = seconds
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        # People who plan for an outage count hours, up to some days.
+        if unit == "d" and seconds < 4 * 86_400:
+            continue
+        many, left = divmod(left, length)
+        if many:
+            parts.append((f"{many:,} day" + "s" * (many > 1)) if unit == "d" else f"{many:,} {unit}")
+    return " ".join(parts) or "0 s"
+
+
+def flop_of(tflop: int, rounding: Rounding = "up") -> str:
+    """TFLOP as FLOP, three digits, and exactly: ``2.40e24 FLOP (2,400,000,000,000 TFLOP)``."""
+    return f"{scientific(tflop * 10**12, rounding)} FLOP ({tflop:,} TFLOP)"
+
+
 def moment(us: int | None) -> str:
     """UTC to the second."""
     if us is None:

@@ -99,7 +99,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def keyturn(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Cli:
+def keyturn(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     """Run the program here: (exit code, stdout, stderr)."""
     from keyturn_cli import output
     from keyturn_cli.main import main
@@ -108,6 +108,7 @@ def keyturn(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
     if "KEYTURN_CONFIG" not in os.environ:
         monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.setenv("KEYTURN_STATE", str(tmp_path / "seen-here"))
 
     def run(*arguments: object) -> tuple[int, str, str]:
         output.results.cache_clear()

@@ -1,0 +1,229 @@
+"""From a statement to its place: shown, confirmed, signed, and sent or written."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import typer
+
+from keyturn_cli import consequence, render_signing
+from keyturn_cli.client import Client
+from keyturn_cli.commands.acting import Acting
+from keyturn_cli.commands.read import read_token
+from keyturn_cli.errors import CliError, Exit
+from keyturn_cli.lines import Lines
+from keyturn_cli.moments import digest_of
+from keyturn_cli.output import note, print_json, results, talk
+from keyturn_cli.permits import View, from_file, from_verifier, read_openings, run_hash, served_openings
+from keyturn_cli.seen import Memory
+from keyturn_cli.signing import SigningKey, read_key
+from keyturn_cli.statement_files import to_file, unsigned, write_new
+from keyturn_protocol import api, api_read, api_switch
+from keyturn_protocol.api_switch import RunView
+from keyturn_protocol.authority import Why, refuse
+from keyturn_protocol.dsse import Envelope
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.openings import Openings
+from keyturn_protocol.root import Standing
+from keyturn_protocol.runs import RunStatement
+from keyturn_protocol.values import SpecPart
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a bundle comes from: a file, or a verifier."""
+
+    given: Acting
+    client: Client | None
+    memory: Memory
+
+    def view(self, run: str | None) -> View:
+        """What is known of a run; of roots and policies alone for None."""
+        if self.given.bundle is not None:
+            found = from_file(self.given.bundle, self.given.root, self.memory)
+            if run is not None:
+                check_named(run, found.run.hash)
+            return found
+        client = self.verifier()
+        return from_verifier(client, None if run is None else run_hash(client, run), self.given.root, self.memory)
+
+    def run_view(self, run: str | None) -> View:
+        """:meth:`view` of a run, which a bundle in a file names by itself."""
+        if run is None and self.given.bundle is None:
+            raise CliError("RUN: missing", exit=Exit.USAGE, hint="keyturn list, or --bundle FILE")
+        found = self.view(run)
+        _ = found.run
+        return found
+
+    def openings(self, view: View) -> Openings | None:
+        """What was given, else what the verifier has; None if nothing."""
+        if self.given.openings is not None:
+            return read_openings(self.given.openings, view.run.spec)
+        asked = self.client is not None and self.given.bundle is None and self.client.has_token
+        return served_openings(self.verifier(), view.run) if asked else None
+
+    def served(self, view: View) -> RunView | None:
+        """What only the verifier knows of a run; None without a verifier or a token."""
+        if self.client is None or self.given.bundle is not None:
+            return None
+        if not self.client.has_token:
+            note("what is charged and leased, and openings, take a token: --token-file")
+            return None
+        return self.client.one(f"{api_switch.RUNS}/{view.run.hash}", RunView)
+
+    def openings_of(self, spec: Mapping[SpecPart, str | None]) -> Openings | None:
+        """What was given for a request that no verifier has yet."""
+        return None if self.given.openings is None else read_openings(self.given.openings, spec)
+
+    def give_openings(self, run: str, data: bytes) -> None:
+        """Give a run's openings to the verifier, for those who decide."""
+        self.verifier().give(api_switch.openings_path(run), data)
+
+    def verifier(self) -> Client:
+        """The verifier.
+
+        :raises CliError: none is named.
+        """
+        if self.client is None:
+            raise CliError("--verifier: missing", exit=Exit.USAGE, hint="or --bundle FILE and --out FILE, offline")
+        return self.client
+
+
+@contextmanager
+def source(given: Acting) -> Iterator[Source]:
+    """Where this command's bundle comes from."""
+    memory = Memory(os.environ)
+    if given.verifier is None:
+        yield Source(given, None, memory)
+        return
+    with Client(given.verifier, read_token(given.token, given.token_file)) as client:
+        yield Source(given, client, memory)
+
+
+def check_named(reference: str, digest: str) -> None:
+    """That a run in a file is the one that was named.
+
+    :raises CliError: it is another one.
+    """
+    if not digest.startswith(reference.removeprefix("r-").removeprefix("sha256:")):
+        raise CliError(f"RUN: the bundle is of another run (expected {reference}, got {digest})", exit=Exit.USAGE)
+
+
+def perform(given: Acting, run: str | None, make: Callable[[View, str], RunStatement]) -> int:
+    """Make a statement about a run, show what it does, and sign it.
+
+    :param make: from the verified bundle, in the name of a person.
+    """
+    check_way(given)
+    with source(given) as where:
+        view = where.run_view(run)
+        signer = None if given.unsigned or given.key is None else read_key(given.key)
+        person = whose(given.person, view.standing, signer)
+        said = make(view, person)
+        envelope = unsigned(said)
+        openings = where.openings(view)
+        found = consequence.of(view, envelope, said, key_of(view, person, signer))
+        public = None if signer is None else signer.public
+        show_screen(render_signing.of_run(view, said, envelope.hash.hex(), found, openings, public), given.json)
+        where.memory.keep(view.deployment, view.run.hash, view.leaves)
+        if signer is not None:
+            confirm(view.run.hash, given.expect, "the run's hash")
+            envelope = signed(signer, envelope)
+        return deliver(where, envelope)
+
+
+def check_way(given: Acting) -> None:
+    """That it is clear who signs, and where it goes.
+
+    :raises CliError: it isn't.
+    """
+    if given.out is None and (given.key is None or given.unsigned):
+        raise CliError(
+            "--key: missing: what goes to the verifier is signed", exit=Exit.USAGE, hint="--out FILE, to sign it later"
+        )
+    if given.out is None and given.verifier is None:
+        raise CliError("--verifier: missing", exit=Exit.USAGE, hint="--out FILE writes it")
+    if given.out is not None and given.out.exists():
+        raise CliError(f"{given.out} is there already", exit=Exit.USAGE)
+
+
+def whose(person: str | None, standing: Standing, signer: SigningKey | None) -> str:
+    """In whose name it is: the person that a key speaks for.
+
+    :raises CliError: nobody's key, another person's, or nobody is named.
+    """
+    if signer is None:
+        if person is None:
+            raise CliError("--person: missing: in whose name?", exit=Exit.USAGE, hint="or --key FILE")
+        return person
+    key = standing.keys.get(signer.public.id)
+    if key is None:
+        raise consequence.refused(refuse(Why.NOT_A_PERSON, "nobody's key in the root in force", got=str(signer.public)))
+    if person not in (None, key.person.id):
+        raise CliError(f"--person: the key is another's (expected {key.person.id}, got {person})", exit=Exit.USAGE)
+    return key.person.id
+
+
+def key_of(view: View, person: str, signer: SigningKey | None) -> str:
+    """The id of the key that signs; while that isn't known, of one that the person could sign with."""
+    if signer is not None:
+        return signer.public.id
+    for key_id, key in view.standing.keys.items():
+        if key.person.id == person and key.refusal(view.at_us, view.at_us) is None:
+            return key_id
+    why = Why.KEY_NOT_VALID if person in view.standing.persons else Why.NOT_A_PERSON
+    raise consequence.refused(refuse(why, "no key in the root in force that signs for this person now", got=person))
+
+
+def show_screen(lines: Lines, json: bool) -> None:
+    """The screen before a signature: with results, or with talk where results are for a program."""
+    lines.print(talk() if json else results())
+
+
+def confirm(digest: str, expect: str | None, what: str) -> None:
+    """Nobody signs what they didn't compare: the beginning of a hash is typed in, or all of it is given.
+
+    :raises CliError: it is another one, or nobody is here to type.
+    """
+    if expect is not None:
+        if digest_of("--expect", expect) != digest:
+            raise CliError(f"--expect: this is another one: {what} is {digest}", exit=Exit.REJECTED)
+        return
+    if not sys.stdin.isatty():
+        raise CliError("nobody is here to confirm it", exit=Exit.USAGE, hint=f"--expect {digest}")
+    typed = typer.prompt(f"to sign, type the first two groups of {what}", err=True)
+    if "".join(str(typed).split()) != digest[:8]:
+        raise CliError("that is not how its hash begins; nothing was signed", exit=Exit.REJECTED)
+
+
+def signed(signer: SigningKey, envelope: Envelope) -> Envelope:
+    """The envelope with one signature more.
+
+    :raises CliError: there is one by this key.
+    """
+    try:
+        return signer.sign(envelope)
+    except ProtocolError as error:
+        raise CliError(f"not signed: {error}", exit=Exit.REJECTED) from None
+
+
+def deliver(where: Source, envelope: Envelope) -> int:
+    """Write the statement, or give it to the verifier."""
+    given, digest = where.given, envelope.hash.hex()
+    if given.out is not None:
+        write_new(given.out, to_file(envelope))
+        if given.json:
+            print_json({"kind": envelope.kind, "sha256": digest, "signed": len(envelope.signatures)})
+        elif envelope.signatures:
+            note(f"{given.out}: signed, hash {digest}; keyturn statement send {given.out} gives it to a verifier")
+        else:
+            note(f"{given.out}: not signed yet; keyturn sign {given.out} --key FILE --out STATEMENT does that")
+        return Exit.FINE
+    item = where.verifier().send_bytes(api.STATEMENTS, envelope.to_bytes(), api_read.StatementItem)
+    if given.json:
+        print_json(item)
+    else:
+        note(f"{item.kind} {item.sha256} is leaf {item.index} of the verifier's log")
+    return Exit.FINE

@@ -1,0 +1,206 @@
+"""What a person sees before signing, made from the bytes that are signed and from a bundle that was verified."""
+
+from typing import assert_never
+
+from keyturn_cli import consequence, render_run, switch_text
+from keyturn_cli.consequence import Consequence
+from keyturn_cli.differences import differences
+from keyturn_cli.lines import Lines
+from keyturn_cli.output import clean, named
+from keyturn_cli.permits import View, as_last_seen
+from keyturn_cli.switch_text import ALONE, groups, short, short_of
+from keyturn_cli.units import moment, span
+from keyturn_protocol.lifecycle import Run, holdouts, party_in
+from keyturn_protocol.openings import Openings
+from keyturn_protocol.public_keys import PublicKey
+from keyturn_protocol.runs import (
+    Amend,
+    Decision,
+    Request,
+    Resume,
+    Revoke,
+    RunStatement,
+    Scope,
+    Suspend,
+    Withdraw,
+    compose,
+    lineage_tflop,
+)
+from keyturn_protocol.statements import kind_of
+
+
+def of_run(
+    view: View, said: RunStatement, digest: str, found: Consequence, openings: Openings | None, key: PublicKey | None
+) -> Lines:
+    """All that there is to know before signing a statement about a run.
+
+    :param found: what it changes.
+    :param key: who signs; None while that isn't known.
+    """
+    lines, run, standing = Lines(), found.before or found.after, view.standing
+    person = said.requester if isinstance(said, Request) else said.person
+    lines.add("sign", _what(said, run.hash), f"statement {groups(digest)}")
+    lines.add("as", switch_text.person(person, standing), *([] if key is None else [f"with {key}"]))
+    render_run.asked(lines, run, standing)
+    _tier(lines, run)
+    lines.extend("allowed", switch_text.scope(_scope(said, run)))
+    render_run.spec(lines, said.spec if isinstance(said, (Request, Amend)) else run.spec, openings, run.tier.verified)
+    if isinstance(said, Amend):
+        lines.extend("amends", [str(one) for one in differences(run.scope, said.scope, "scope")])
+        lines.extend("", [str(one) for one in differences(dict(run.spec), said.spec, "spec")])
+    if not isinstance(said, Request):
+        changed(lines, view)
+    if isinstance(said, Decision):
+        _counts(lines, view, said)
+    elif said.reason if not isinstance(said, Request) else False:
+        lines.add("reason", clean(said.reason, 2_000))  # type: ignore[union-attr]
+    lines.extend("then", _then(said, digest, found))
+    if not found.after.tier.watchers:
+        lines.add("note", ALONE, style="yellow")
+    return lines
+
+
+def _what(said: RunStatement, run: str) -> str:
+    match said:
+        case Request():
+            return f"a request for a run: {named(said.label)}"
+        case Decision():
+            return f"{said.verdict} {short_of(said.subject, run)}"
+        case Withdraw():
+            return f"withdraw {short_of(said.subject, run)}"
+        case Suspend():
+            return f"suspend {short(said.run)}"
+        case Resume() | Revoke() | Amend():
+            return f"a proposal to {kind_of(said)} {short(said.run)}"
+        case _:
+            assert_never(said)
+
+
+def _tier(lines: Lines, run: Run) -> None:
+    """Adds the tier and why the run is in it."""
+    scope, bound = run.request.scope, run.tier.above
+    total = lineage_tflop(scope, run.request.ancestors)
+    reasons = []
+    if bound.budget_tflop is not None and scope.budget_tflop > bound.budget_tflop:
+        reasons.append("its budget")
+    if bound.chips is not None and scope.chips > bound.chips:
+        reasons.append("its chips")
+    if bound.lineage_tflop is not None and (total is None or total > bound.lineage_tflop):
+        reasons.append("what it builds on")
+    why = f"for {switch_text.either(reasons, 'and')}" if reasons else "the lowest: it is below all of them"
+    lines.add("tier", f"{run.tier.name}, {why}", f"takes {switch_text.threshold(run.tier.approve)}")
+
+
+def _scope(said: RunStatement, run: Run) -> Scope:
+    """What is allowed with this statement."""
+    if isinstance(said, (Request, Amend)):
+        return said.scope
+    if isinstance(said, Decision) and said.narrowing is not None:
+        return compose(run.scope, [vote.narrowing for vote in run.votes.values()] + [said.narrowing]) or run.scope
+    if run.permit is None:
+        return compose(run.scope, [vote.narrowing for vote in run.votes.values()]) or run.scope
+    return run.scope
+
+
+def _counts(lines: Lines, view: View, said: Decision) -> None:
+    slot = consequence.slot(view, said.subject, said.person, said.verdict)
+    proposal = view.run.proposals.get(said.subject)
+    if proposal is not None:
+        lines.extend("on", render_run.proposal(said.subject, proposal, view.standing))
+        if isinstance(proposal.statement, Amend):
+            lines.extend("amends", [str(one) for one in differences(view.run.scope, proposal.statement.scope, "scope")])
+            lines.extend("", [str(one) for one in differences(dict(view.run.spec), proposal.statement.spec, "spec")])
+    lines.add("signed", switch_text.persons(slot.before.persons, view.standing) or "by nobody that counts")
+    if said.narrowing is not None:
+        lines.add("narrows", switch_text.narrowing(said.narrowing))
+    if said.reason:
+        lines.add("reason", clean(said.reason, 2_000))
+    if slot.text:
+        lines.add("fills", slot.text)
+    lines.add("missing", f"{slot.after} after this" if slot.text else str(slot.after))
+    if proposal is not None and isinstance(proposal.statement, Resume):
+        own = holdouts(view.run, [vote for vote in proposal.votes.values() if vote.verdict == "approve"], view.at_us)
+        if others := sorted(own - {party_in(said.person)}):
+            lines.add("", f"and, as long as their suspensions are fresh, {switch_text.either(others, 'and')}")
+
+
+def changed(lines: Lines, view: View) -> None:
+    """Adds what is new since this machine was last shown it, and what that comes to."""
+    if view.first_time:
+        lines.add("changed", "seen here for the first time: all of it is new")
+        return
+    if not view.unseen:
+        lines.add("changed", "nothing since it was last seen here")
+        return
+    lines.extend("changed", [render_run.event(one, view.standing, view.bundle.run or "") for one in view.unseen])
+    before = as_last_seen(view)
+    if before is None:
+        return
+    if before.run is not None and view.opened.run is not None:
+        lines.extend("", [str(one) for one in differences(before.run.scope, view.run.scope, "scope")])
+        lines.extend("", [str(one) for one in differences(dict(before.run.spec), dict(view.run.spec), "spec")])
+    old = before.authority.roots[-1][1].root
+    lines.extend("", [str(one) for one in differences(old, view.standing.root, "root")])
+    if before.authority.policies and view.policy is not None:
+        lines.extend("", [str(one) for one in differences(before.authority.policies[-1][2], view.policy[1], "policy")])
+
+
+def _then(said: RunStatement, digest: str, found: Consequence) -> list[str]:
+    run, after = found.before, found.after
+    match said:
+        case Request():
+            until = moment(render_run.deadline_us(after.time_us, after.tier.decide_s))
+            return [f"others decide until {until}; you never count for it", "nothing of it can be changed any more"]
+        case Decision():
+            return _decided(said, found)
+        case Withdraw() if run is not None and said.subject == run.hash:
+            if run.permit is None:
+                return ["the request is withdrawn for good"]
+            return ["the run is completed for good: nothing more is leased"]
+        case Withdraw():
+            return [f"{said.subject[:12]} is taken back, and the run is as if it had not been there"]
+        case Suspend():
+            return _suspended(said, digest, after)
+        case Resume() | Revoke() | Amend():
+            proposal = after.proposals.get(digest)
+            if proposal is None:
+                return ["it only narrows: in force at once"]
+            until = moment(render_run.deadline_us(proposal.time_us, proposal.tier.decide_s))
+            return [
+                f"proposed, not done: takes {switch_text.threshold(proposal.tier.approve)} until {until}",
+                "whatever happens to the run before that ends the proposal",
+            ]
+        case _:
+            assert_never(said)
+
+
+def _decided(said: Decision, found: Consequence) -> list[str]:
+    run, after = found.before, found.after
+    if run is None:
+        return []
+    if after.ended is not None and run.ended is None:
+        return [f"{after.ended.state} for good: {after.ended.why}"]
+    if said.subject != run.hash:
+        if said.subject in after.proposals:
+            return ["the proposal stays open"]
+        return ["the proposal is dropped"] if said.verdict != "approve" else ["with this the proposal is in force"]
+    if after.permit is not None and run.permit is None:
+        start, end = moment(after.permit.start_by_us), moment(after.scope.not_after_us)
+        return [f"APPROVED with this: it may start until {start}, and run until {end}"]
+    until = moment(render_run.deadline_us(run.time_us, run.tier.decide_s))
+    return [f"it stays pending, until {until} at the latest"]
+
+
+def _suspended(said: Suspend, digest: str, after: Run) -> list[str]:
+    stop_us = after.stop_at_us or 0
+    latest_us = stop_us + after.tier.lease_s * 1_000_000
+    lines = [
+        f"all hosts that can be reached stop at {moment(stop_us)}; any other at the latest {moment(latest_us)}",
+        f"until then you alone can take it back: keyturn withdraw {short(after.hash)} --on {digest}",
+        f"after that resuming takes {switch_text.threshold(after.tier.approve)}, with your party among them for "
+        f"{span(after.policy.stop.alone_s)}",
+    ]
+    if said.stop_at_us is not None and said.stop_at_us < stop_us:
+        sooner = f"sooner, at {moment(said.stop_at_us)}, if a person of another organisation suspends too"
+        lines.insert(1, sooner)
+    return lines
