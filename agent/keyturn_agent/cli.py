@@ -11,6 +11,7 @@ from typing import Final
 
 from keyturn_agent import __version__
 from keyturn_agent.cli_config import add_config, add_settings, config_of, courier_of
+from keyturn_agent.cli_exec import add_exec, lessee_of
 from keyturn_agent.cli_last_words import add_last_words
 from keyturn_agent.cli_source import (
     add_label,
@@ -27,8 +28,8 @@ from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SimulatedClock, SystemClock, SystemRandom, sane
 from keyturn_agent.daemon import Daemon
 from keyturn_agent.enroll import enroll
-from keyturn_agent.enrolment import check_url, read_trust
-from keyturn_agent.errors import AgentError, RefusedError, UsageError
+from keyturn_agent.enrolment import Pinned, check_url, format_enrolment, pinned_by_root, read_trust
+from keyturn_agent.errors import AgentError, RefusedError, UnreachableError, UsageError
 from keyturn_agent.last_words import finish_retirement
 from keyturn_agent.patience import PatientVerifier
 from keyturn_agent.ports import Clock, Verifier
@@ -36,6 +37,7 @@ from keyturn_agent.recording import read_recording
 from keyturn_agent.replace import make_node, node_argument, read_statement
 from keyturn_agent.status import describe, read_status
 from keyturn_agent.store import Store, read_enrolment
+from keyturn_agent.switch.pin import Pin, deployment_of, root_argument
 from keyturn_agent.watch import Watch
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.errors import ProtocolError
@@ -96,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
     join = commands.add_parser("enroll", parents=[state], help="enrol this host with a verifier, once")
     join.add_argument("--verifier", required=True, metavar="URL")
-    join.add_argument("--trust", type=Path, required=True, metavar="FILE", help="the verifier's keys, out of band")
+    anchor = join.add_mutually_exclusive_group(required=True)
+    anchor.add_argument(
+        "--root", metavar="sha256:HEX", help="the root, out of band: it says which keys the verifier has"
+    )
+    anchor.add_argument("--trust", type=Path, metavar="FILE", help="the verifier's keys, out of band, without a root")
     token = join.add_mutually_exclusive_group()
     token.add_argument("--token", help=f"join token; others on this host may see it, better: {TOKEN_ENV}")
     token.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the join token")
@@ -123,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="result as JSON")
     ask.set_defaults(command=_status)
     add_verbs(commands, state)
+    add_exec(commands)
     return parser
 
 
@@ -145,7 +152,9 @@ def _token(arguments: argparse.Namespace) -> str:
 
 def _enroll(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
-    url, pinned = check_url(arguments.verifier), read_trust(arguments.trust)
+    url = check_url(arguments.verifier)
+    verifier = PatientVerifier(HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file), arguments.wait)
+    pin, pinned = _anchor(arguments, verifier)
     if arguments.statement is not None and arguments.replaces is None:
         raise UsageError("no_node", "--statement goes with --replaces NODE")
     statement = None
@@ -154,7 +163,8 @@ def _enroll(arguments: argparse.Namespace) -> int:
         new = make_node(arguments.state)
         if arguments.statement is None:
             return _to_sign(arguments, pinned.deployment, old, new)
-        statement = read_statement(arguments.statement, pinned, old, new)
+        root = None if pin is None else pin.authority.standing.hash
+        statement = read_statement(arguments.statement, pinned, old, new, root)
     token = _token(arguments)
     if arguments.recording is not None:
         read_recording(arguments.recording)
@@ -164,18 +174,41 @@ def _enroll(arguments: argparse.Namespace) -> int:
         token,
         pinned,
         arguments.source,
-        verifier=PatientVerifier(HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file), arguments.wait),
+        verifier=verifier,
         clock=sane(SystemClock()),
         random=SystemRandom(),
         patience_s=config.timeout_s,
         statement=statement,
+        pin=pin,
     )
     if arguments.json:
-        print(encode(enrolment).decode())
+        print(format_enrolment(enrolment).decode())
     else:
         print(f"enrolled {enrolment.deployment}/node/{enrolment.node_id}/1")
         print(f"organisation {enrolment.organisation}, site {enrolment.site}")
     return FINE
+
+
+def _anchor(arguments: argparse.Namespace, verifier: Verifier) -> tuple[Pin | None, Pinned]:
+    """What the verifier's keys rest on: a root, whose statements the verifier may serve, or a trust file."""
+    if arguments.root is None:
+        return None, read_trust(arguments.trust)
+    root_sha256 = root_argument(arguments.root)
+    answer = verifier.authority()
+    if answer.status == 404:
+        raise RefusedError(
+            "no_root", "the verifier has no root yet", hint="keyturn-verifier root install FILE, or --trust"
+        )
+    if answer.status != 200:
+        raise UnreachableError("authority", f"the verifier answered with HTTP {answer.status}; try again")
+    try:
+        pin = Pin.first(arguments.state, deployment_of(answer.body), root_sha256, answer.body)
+    except ProtocolError as error:
+        raise RefusedError("bad_root", f"what the verifier serves is not under that root: {error}") from None
+    standing = pin.authority.standing
+    if standing.root.expires_us <= SystemClock().now().time_us:
+        raise RefusedError("expired_root", f"root {standing.root.version} has expired: no host is enrolled under it")
+    return pin, pinned_by_root(standing, root_sha256)
 
 
 def _to_sign(arguments: argparse.Namespace, deployment: str, old: str, new: str) -> int:
@@ -220,7 +253,8 @@ def _run(arguments: argparse.Namespace) -> int:
         source = make_source(arguments, recording, clock)
         courier = courier_of(config, store.pinned, verifier_at(store.enrolment.verifier), random)
         stop = stop_on_signals()
-        receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time()), watch).run()
+        lessee = None if simulated else lessee_of(config, store, clock, courier, random)
+        receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time()), watch, lessee).run()
         return FINE if receipted or stop.requested else UNDECIDED
     finally:
         watch.close()

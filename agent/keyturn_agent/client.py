@@ -14,8 +14,10 @@ from keyturn_agent.errors import UnreachableError
 from keyturn_agent.ports import Answer
 from keyturn_agent.route import proxy_for, trust_context
 from keyturn_protocol.api import JOIN, LOG, RECEIPT_HEADER, SEGMENT_TYPE, SEGMENTS, STATEMENTS, head_path
+from keyturn_protocol.api_switch import AUTHORITY, LEASES, LeaseRequest, permit_path
+from keyturn_protocol.canonical import encode
 from keyturn_protocol.ids import parse_origin
-from keyturn_protocol.limits import NOTE_BYTES
+from keyturn_protocol.limits import NOTE_BYTES, PERMIT_BUNDLE_BYTES
 
 _ANSWER_BYTES: Final = 4 * NOTE_BYTES
 """A problem that quotes a note, escaped as JSON."""
@@ -73,6 +75,18 @@ class HttpVerifier:
     def log_checkpoint(self) -> Answer:
         return self._exchange("GET", f"{LOG}/checkpoint")
 
+    def authority(self) -> Answer:
+        return self.permit(None, None, 0)
+
+    def permit(self, run: str | None, after: int | None, wait_s: int) -> Answer:
+        path = AUTHORITY if run is None else permit_path(run)
+        if after is not None:
+            path += f"?after={after}&wait_s={wait_s}"
+        return self._exchange("GET", path, most=PERMIT_BUNDLE_BYTES, more_s=wait_s)
+
+    def lease(self, origin: str, seq: int) -> Answer:
+        return self._exchange("POST", LEASES, encode(LeaseRequest(origin=origin, seq=seq)), "application/json")
+
     def close(self) -> None:
         self._pool.clear()
 
@@ -83,24 +97,35 @@ class HttpVerifier:
         body: bytes | None = None,
         kind: str | None = None,
         more: Mapping[str, str] | None = None,
+        *,
+        most: int = _ANSWER_BYTES,
+        more_s: int = 0,
     ) -> Answer:
+        """One exchange. ``most``: bytes of the answer; ``more_s``: how much longer it may be waited for."""
         headers = {**self._headers, **(more or {})}
         if kind is not None:
             headers["Content-Type"] = kind
         try:
+            timeout = urllib3.Timeout(connect=min(self._timeout_s, 10), read=self._timeout_s + more_s)
             response = self._pool.request(
-                method, self._url + path, body=body, headers=headers, redirect=False, preload_content=False
+                method,
+                self._url + path,
+                body=body,
+                headers=headers,
+                redirect=False,
+                preload_content=False,
+                timeout=timeout,
             )
             try:
                 data = b""
                 # A server that sends a byte now and then would never run into the time-out of a single read.
-                deadline = time.monotonic() + _EXCHANGES * self._timeout_s
+                deadline = time.monotonic() + _EXCHANGES * self._timeout_s + more_s
                 while chunk := response.read1(_CHUNK, decode_content=False):
                     data += chunk
                     if time.monotonic() > deadline:
                         raise UnreachableError("unreachable", f"{path}: the answer takes too long")
-                    if len(data) > _ANSWER_BYTES:
-                        raise UnreachableError("answer_too_large", f"{path}: an answer over {_ANSWER_BYTES} bytes")
+                    if len(data) > most:
+                        raise UnreachableError("answer_too_large", f"{path}: an answer over {most} bytes")
             except UnreachableError:
                 response.close()
                 raise

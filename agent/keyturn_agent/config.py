@@ -76,6 +76,15 @@ class Config:
     keep_bytes: int = _number(1024 * _MIB, "retention.mib", scale=_MIB)
     """How many bytes of them are kept at most."""
 
+    gate: str | None = _text("switch.gate")
+    """``observe`` or ``compute_mode``: which gate there is on this host; without it none."""
+    gate_socket: str | None = _text("switch.gate_socket")
+    """Where the gate listens; ``/run/keyturn-gate.sock``."""
+    exec_socket: str | None = _text("switch.exec_socket")
+    """Where ``keyturn-agent exec`` is heard; without it nowhere."""
+    report_s: int = _number(60, "switch.report_s", least=1)
+    """Under a lease, what was charged is reported this often, and a head signed."""
+
     metrics_listen: str | None = _text("metrics.listen")
     """``127.0.0.1:9464`` serves metrics there; by default nowhere."""
     metrics_file: str | None = _text("metrics.textfile")

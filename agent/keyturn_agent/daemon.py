@@ -17,6 +17,7 @@ from keyturn_agent.pressure import Level
 from keyturn_agent.status import Live, read_listed, read_live, write_listed, write_live
 from keyturn_agent.steps import Moved, Steps
 from keyturn_agent.store import Store
+from keyturn_agent.switch.lessee import Lessee
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
 from keyturn_agent.writer import Writer
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _ASK_AGAIN_US: Final = 1_000_000
 _LOOK_US: Final = 1_000_000
+_SOON_US: Final = 50_000
 _SAY_S: Final = 2
 """How often the status is written, in seconds of real time."""
 
@@ -49,6 +51,7 @@ class Daemon:
         config: Config,
         real_s: Callable[[], int],
         watch: Watch | None = None,
+        lessee: Lessee | None = None,
     ) -> None:
         self._store = store
         self._source = source
@@ -58,7 +61,9 @@ class Daemon:
         self._config = config
         self._real_s = real_s
         self._watch = Watch(Notifier(None, None), Outlet(Config()), real_s) if watch is None else watch
-        self._writer = Writer(store, courier, clock, config, real_s)
+        self._lessee = lessee
+        heard = (lambda _: None) if lessee is None else lessee.wrote
+        self._writer = Writer(store, courier, clock, config, real_s, wrote=heard)
         # Before anything opens the driver: a pause may hold.
         self._operator = Operator(store, courier, source, clock, real_s)
         inventory = source.inventory()
@@ -85,6 +90,8 @@ class Daemon:
         try:
             self._set_meanwhile()
             self._list()
+            if self._lessee is not None:
+                self._lessee.begin(self)
             self._look()
             self._watch.started(self._store.log.name.origin)
             reason = self._loop()
@@ -162,6 +169,8 @@ class Daemon:
             now_us = self._clock.now().mono_us
             self._check_clock()
             self._operator.obey()
+            if self._lessee is not None:
+                self._lessee.turn()
             if now_us >= sample_at_us:
                 self._take(self._source.read(now_us))
             if now_us >= self._beat_at_us:
@@ -189,6 +198,8 @@ class Daemon:
 
     def _look_at_us(self) -> int:
         """When to look for requests again; a replay has no driver that could be in the way."""
+        if self._lessee is not None:
+            return self._clock.now().mono_us + (_SOON_US if self._lessee.busy else _LOOK_US // 4)
         return MAX_INT if self._source.kind == "replay" else self._clock.now().mono_us + _LOOK_US
 
     def _check_clock(self) -> None:
@@ -205,6 +216,18 @@ class Daemon:
         self._write([*self._meter.step_clock(moved.shift_us), *moved.said])
 
     # -- the log
+
+    def write(self, bodies: Sequence[Body]) -> None:
+        """Add entries; for leases, as the two below."""
+        self._write(bodies)
+
+    def checkpoint(self) -> None:
+        """Sign what is new, and have it sent."""
+        self._checkpoint()
+
+    def flush(self) -> None:
+        """Write the usage that is open."""
+        self._write(self._meter.flush())
 
     def _write(self, bodies: Sequence[Body]) -> None:
         self._writer.write(bodies)

@@ -3,7 +3,7 @@
 A statement that this node replaces another is shown to the verifier before that: see
 :mod:`keyturn_agent.replace`. Each step can be cut short by a crash and done again. What is on disk, and when:
 
-1. the key and the pinned trust file, once the verifier has taken the token;
+1. the key, and the pinned trust file or the pinned root, once the verifier has taken the token;
 2. ``config.json``, which makes the folder an enrolled host's;
 3. the log with its genesis entry, sealed;
 4. the receipt for it, after which the token is used up.
@@ -13,9 +13,11 @@ import logging
 import time
 from pathlib import Path
 
+import msgspec
+
 from keyturn_agent import files
 from keyturn_agent.courier import Courier
-from keyturn_agent.enrolment import Enrolment, Pinned, genesis
+from keyturn_agent.enrolment import Enrolment, Pinned, format_enrolment, genesis
 from keyturn_agent.errors import RefusedError, UnreachableError
 from keyturn_agent.log import NodeLog
 from keyturn_agent.log_files import Opened
@@ -23,6 +25,7 @@ from keyturn_agent.ports import Clock, Random, Signer, Stamp, Verifier
 from keyturn_agent.replace import show_statement
 from keyturn_agent.signer import FileSigner
 from keyturn_agent.store import Boots, FolderLock, make_folder, read_enrolment
+from keyturn_agent.switch.pin import Pin
 from keyturn_protocol.api import STATUS, JoinRequest, JoinResponse, Problem
 from keyturn_protocol.canonical import decode, encode, parse
 from keyturn_protocol.entry_log import Source
@@ -46,10 +49,12 @@ def enroll(
     random: Random,
     patience_s: float,
     statement: bytes | None = None,
+    pin: Pin | None = None,
 ) -> Enrolment:
     """Enrol this host; done again on the same folder, it goes on where it was.
 
     :param statement: an operator's, that this node replaces another.
+    :param pin: the root that ``pinned`` comes from, if one is pinned.
 
     :raises RefusedError: the token isn't good, or the folder belongs to another verifier; nothing was changed.
     :raises UnreachableError: the verifier didn't answer in time; done again, it goes on.
@@ -63,7 +68,7 @@ def enroll(
             with files.doing(f"reading {folder}"):
                 if statement is not None:
                     show_statement(verifier, statement)
-                enrolment = _join(folder, url, token, pinned, source, verifier)
+                enrolment = _join(folder, url, token, pinned, source, verifier, pin)
         except BaseException:
             if fresh:
                 _forget(folder)
@@ -79,9 +84,13 @@ def enroll(
     return enrolment
 
 
-def _join(folder: Path, url: str, token: str, pinned: Pinned, source: Source, verifier: Verifier) -> Enrolment:
+def _join(
+    folder: Path, url: str, token: str, pinned: Pinned, source: Source, verifier: Verifier, pin: Pin | None
+) -> Enrolment:
     """Steps 1 and 2. Announcing the same key twice is allowed, so both are simply done again."""
     known = _known(folder, url, pinned, source)
+    if known is not None and pin is not None and known.root_sha256 is None:
+        known = _pin(folder, known, pin)
     key_file = folder / "key"
     signer = FileSigner.load(key_file) if key_file.exists() else FileSigner.generate()
     name = LogName(Deployment(pinned.deployment), node_id_of(signer.public_key), 1)
@@ -111,7 +120,7 @@ def _join(folder: Path, url: str, token: str, pinned: Pinned, source: Source, ve
     if known is not None:
         return known
     enrolment = Enrolment(
-        v=1,
+        v=2,
         deployment=pinned.deployment,
         node_id=name.node_id,
         public_key=signer.public_key.hex(),
@@ -120,14 +129,28 @@ def _join(folder: Path, url: str, token: str, pinned: Pinned, source: Source, ve
         organisation=response.organisation,
         site=response.site,
         trust_sha256=pinned.sha256,
+        root_sha256=pinned.root_sha256,
     )
     if not key_file.exists():
         # After this the key survives; without config.json it is only a key that was announced.
         signer.save(key_file)
     with files.doing(f"writing {folder}"):
         files.replace(folder / "trust.json", pinned.data)
+        if pin is not None:
+            pin.keep()
         # After this the enrolment survives.
-        files.replace(folder / "config.json", encode(enrolment))
+        files.replace(folder / "config.json", format_enrolment(enrolment))
+    return enrolment
+
+
+def _pin(folder: Path, known: Enrolment, pin: Pin) -> Enrolment:
+    """Pin a root on a host that was enrolled before there was one; its next log says so in the first entry."""
+    with files.doing(f"writing {folder}"):
+        pin.keep()
+        enrolment = msgspec.structs.replace(known, root_sha256=pin.root_sha256)
+        # After this no other root is believed.
+        files.replace(folder / "config.json", format_enrolment(enrolment))
+    logger.info("this host has pinned root sha256:%s", pin.root_sha256)
     return enrolment
 
 
@@ -136,9 +159,12 @@ def _known(folder: Path, url: str, pinned: Pinned, source: Source) -> Enrolment 
     if not (folder / "config.json").exists():
         return None
     known, _ = read_enrolment(folder)
+    rooted = pinned.root_sha256 is not None and known.root_sha256 is not None
     for what, have, want in (
         ("verifier", known.verifier, url),
-        ("trust file", known.trust_sha256, pinned.sha256),
+        ("root", known.root_sha256, pinned.root_sha256)
+        if rooted
+        else ("trust file", known.trust_sha256, pinned.sha256),
         ("source", known.source, source),
     ):
         if have != want:
@@ -175,7 +201,8 @@ def _first_log(folder: Path, enrolment: Enrolment, clock: Clock) -> NodeLog:
             place.parent.mkdir(mode=files.PRIVATE_FOLDER, exist_ok=True)
             files.fsync_folder(folder)
         opened = Opened(v=1, opened_s=int(time.time()), reason="enrolled", detail=f"site {enrolment.site}"[:1000])
-        body = genesis(signer.public_key, enrolment.source, enrolment.trust_sha256, None)
+        root_sha256 = enrolment.root_sha256
+        body = genesis(signer.public_key, enrolment.source, enrolment.trust_sha256, root_sha256, None)
         log = NodeLog.create(place, name, signer, opened, body, stamp)
     log.seal()
     return log

@@ -1,24 +1,26 @@
 """What a host is told once: which verifier, under which keys, and what it is called there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from keyturn_agent.errors import UsageError
 from keyturn_agent.identity import __version__, code_sha256
+from keyturn_protocol.api import Trust
 from keyturn_protocol.bundle import decode_anchor
-from keyturn_protocol.canonical import Hex32, Record
+from keyturn_protocol.canonical import Hex32, Record, decode, encode
 from keyturn_protocol.entry_log import GenesisBody, Previous, Source
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment, log_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
 from keyturn_protocol.limits import TRUST_BYTES
+from keyturn_protocol.root import Standing
 
 
-class Enrolment(Record, frozen=True, kw_only=True):
-    """The file ``config.json`` of a state folder; written last, so that it stands for all of them."""
+class _Unrooted(Record, frozen=True, kw_only=True):
+    """``config.json`` of a host that was enrolled before there was a root."""
 
     v: Literal[1]
     deployment: str
@@ -31,14 +33,52 @@ class Enrolment(Record, frozen=True, kw_only=True):
     trust_sha256: Hex32
 
 
+class Enrolment(Record, frozen=True, kw_only=True):
+    """The file ``config.json`` of a state folder; written last, so that it stands for all of them.
+
+    ``root_sha256`` is the pinned root, null without one: then ``trust_sha256`` is all that the verifier's keys rest on.
+    """
+
+    v: Literal[2]
+    deployment: str
+    node_id: str
+    public_key: Hex32
+    verifier: str
+    source: Source
+    organisation: str
+    site: str
+    trust_sha256: Hex32
+    root_sha256: Hex32 | None
+
+
+def format_enrolment(enrolment: Enrolment) -> bytes:
+    """The bytes of ``config.json``; without a root those that every version of the agent reads."""
+    if enrolment.root_sha256 is not None:
+        return encode(enrolment)
+    return encode(_Unrooted(v=1, **{name: getattr(enrolment, name) for name in _FIELDS}))
+
+
+def parse_enrolment(data: bytes, limit: int) -> Enrolment:
+    """:raises ProtocolError: not an enrolment of any version."""
+    if b',"root_sha256":"' not in data:
+        old: _Unrooted = decode(data, _Unrooted, limit=limit)
+        return Enrolment(v=2, root_sha256=None, **{name: getattr(old, name) for name in _FIELDS})
+    enrolment: Enrolment = decode(data, Enrolment, limit=limit)
+    return enrolment
+
+
+_FIELDS: Final = tuple(name for name in _Unrooted.__struct_fields__ if name != "v")
+
+
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """The verifier's keys out of ``trust.json``, checked."""
+    """The verifier's keys, checked: out of ``trust.json``, or of the services of the newest root under a pinned one."""
 
     data: bytes
     deployment: str
     log_key: VerifierKey
     receipt_key: VerifierKey
+    root_sha256: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -69,6 +109,17 @@ def parse_trust(data: bytes, name: str) -> Pinned:
     return Pinned(data, place, log_key, receipt_key)
 
 
+def pinned_by_root(standing: Standing, root_sha256: str) -> Pinned:
+    """The keys of the services that a root names, as a trust file would have them.
+
+    :param standing: the newest root.
+    :param root_sha256: the root that was pinned, from which it follows.
+    """
+    services, name = standing.root.services, standing.root.deployment
+    trust = Trust(v=1, deployment=name, log_vkey=services.log_vkey, receipt_vkey=services.receipt_vkey)
+    return replace(parse_trust(encode(trust), f"root {standing.hash}"), root_sha256=root_sha256)
+
+
 def read_trust(path: Path) -> Pinned:
     """:func:`parse_trust` of a file."""
     try:
@@ -92,7 +143,9 @@ def check_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def genesis(public_key: bytes, source: Source, trust_sha256: str, previous: Previous | None) -> GenesisBody:
+def genesis(
+    public_key: bytes, source: Source, trust_sha256: str, root_sha256: str | None, previous: Previous | None
+) -> GenesisBody:
     """The first entry of a log by this code."""
     return GenesisBody(
         agent_version=__version__,
@@ -100,6 +153,6 @@ def genesis(public_key: bytes, source: Source, trust_sha256: str, previous: Prev
         source=source,
         public_key=public_key.hex(),
         trust_sha256=trust_sha256,
-        root_sha256=None,
+        root_sha256=root_sha256,
         previous=previous,
     )

@@ -67,3 +67,6 @@ class PatientVerifier:
 
     def log_checkpoint(self) -> Answer:
         return self._verifier.log_checkpoint()
+
+    def authority(self) -> Answer:
+        return self._patiently(self._verifier.authority)

@@ -227,6 +227,22 @@ class Verifier(Protocol):
 
     def log_checkpoint(self) -> Answer: ...
 
+    def authority(self) -> Answer:
+        """Every root and policy, as a permit bundle without a run."""
+        ...
+
+
+class SwitchVerifier(Protocol):
+    """The rest of that interface, which the start switch uses. Exceptions as above; ``permit`` may wait for news."""
+
+    def permit(self, run: str | None, after: int | None, wait_s: int) -> Answer:
+        """What is said about a run, or of roots and policies alone, once there is anything after leaf ``after``."""
+        ...
+
+    def lease(self, origin: str, seq: int) -> Answer:
+        """The lease that the ``permit`` entry ``seq`` of a log asked for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
@@ -251,5 +267,6 @@ __all__: Sequence[str] = (
     "Signer",
     "Stamp",
     "Stop",
+    "SwitchVerifier",
     "Verifier",
 )

@@ -48,16 +48,17 @@ def node_argument(text: str) -> NodeId:
         raise UsageError("bad_node", f"--replaces: {error}", hint="keyturn nodes lists them") from None
 
 
-def read_statement(path: Path, pinned: Pinned, old: NodeId, new: NodeId) -> bytes:
+def read_statement(path: Path, pinned: Pinned, old: NodeId, new: NodeId, root: str | None = None) -> bytes:
     """An operator's statement that ``new`` replaces ``old``; whose signature it has is for the verifier to say.
 
+    :param root: hash of the root in force; null before there is one.
     :raises UsageError: ``bad_statement``: it says anything else.
     """
     try:
         with path.open("rb") as file:
             data = file.read(ENVELOPE_BYTES + 1)
         _, said = parse_statement(data)
-        check_place(said, pinned.deployment, None)
+        check_place(said, pinned.deployment, root)
     except (OSError, ProtocolError) as error:
         raise UsageError("bad_statement", f"--statement: {error}") from None
     if not isinstance(said, Replacement) or (said.old, said.new) != (old, new):

@@ -85,6 +85,8 @@ def _text(key: str, value: object) -> str:
         check_proxy(key, value)
     elif key == "metrics.listen":
         listen_address(value)
+    elif key == "switch.gate" and value not in ("observe", "compute_mode"):
+        raise UsageError("bad_setting", f"{key}: must be observe or compute_mode (got {value})")
     elif key == "metrics.textfile" and not value.endswith(".prom"):
         raise UsageError("bad_setting", f"{key}: must end in .prom (got {value})")
     return value

@@ -1,7 +1,8 @@
 """The state folder: the only place where the agent keeps anything, held by one process at a time.
 
 config.json   whose host this is (written last at enrolment)     mode 0600, as all of them
-trust.json    the pinned keys of the verifier, byte for byte
+trust.json    the keys of the verifier at enrolment, byte for byte
+root.json     the pinned root and what was seen under it, see :mod:`~keyturn_agent.switch.pin`; beside it authority.json
 key           the log's key; beside it key.next and rolled.json, see :mod:`~keyturn_agent.keyring`
 boots.json    the kernel's boot id and our count of boots
 lock          held by the process that runs, with its id
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from keyturn_agent import files
-from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_trust
+from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_enrolment, parse_trust, pinned_by_root
 from keyturn_agent.errors import LOST, DamagedError, RefusedError, StoreError, UsageError
 from keyturn_agent.keyring import Keyring
 from keyturn_agent.log import NodeLog
 from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
 from keyturn_agent.spool import Spool
+from keyturn_agent.switch.pin import Pin
 from keyturn_protocol.canonical import Record, UInt, decode, encode, fit_text
 from keyturn_protocol.entry_log import KeyRollBody, Previous, key_roll_message
 from keyturn_protocol.errors import ProtocolError
@@ -127,7 +129,7 @@ def read_enrolment(folder: Path) -> tuple[Enrolment, Pinned]:
     except OSError as error:
         raise StoreError("disk", f"reading {folder}/config.json: {error}") from error
     try:
-        enrolment: Enrolment = decode(data, Enrolment, limit=_FILE_BYTES)
+        enrolment = parse_enrolment(data, _FILE_BYTES)
     except ProtocolError as error:
         raise StoreError("bad_state", f"{folder}/config.json was damaged: {error}", hint=LOST) from error
     hint = "put back the trust file that this host was enrolled with; the verifier's operator hands it out"
@@ -142,6 +144,10 @@ def read_enrolment(folder: Path) -> tuple[Enrolment, Pinned]:
             f"(expected sha256 {enrolment.trust_sha256}, got {pinned.sha256})",
             hint=hint,
         )
+    if enrolment.root_sha256 is not None:
+        # From here on roots say which keys the verifier has; the file is what they were at enrolment.
+        pin = Pin.load(folder, enrolment.deployment, enrolment.root_sha256)
+        pinned = pinned_by_root(pin.authority.standing, enrolment.root_sha256)
     return enrolment, pinned
 
 
@@ -321,7 +327,8 @@ class Store:
     def _create(self, after: int, previous: Previous, detail: str, stamp: Stamp, now_s: int) -> None:
         name = self._name(after + 1)
         self._signer = self.keyring.signer(name.incarnation)
-        body = genesis(self._signer.public_key, self.enrolment.source, self.enrolment.trust_sha256, previous)
+        enrolled = self.enrolment
+        body = genesis(self._signer.public_key, enrolled.source, enrolled.trust_sha256, enrolled.root_sha256, previous)
         opened = Opened(v=1, opened_s=now_s, reason=previous.reason, detail=fit_text(detail))
         folder = self.folder / "logs" / str(name.incarnation)
         self.log = NodeLog.create(folder, name, self._signer, opened, body, stamp)

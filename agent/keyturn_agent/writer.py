@@ -66,6 +66,7 @@ class Writer:
         config: Config,
         real_s: Callable[[], int],
         free: Callable[[Path], int] = free_bytes,
+        wrote: Callable[[Sequence[Body]], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._courier = courier
@@ -73,6 +74,7 @@ class Writer:
         self._config = config
         self._real_s = real_s
         self._free = free
+        self._wrote = wrote
         self._pressure = Pressure(Level.ROOM)
         self._full_since_us = 0
         self._beat_us: int | None = None
@@ -171,6 +173,7 @@ class Writer:
             self._fail(error, size, list(bodies))
             return
         self.gaps += sum(isinstance(body, GapBody) for body in bodies)
+        self._wrote(bodies)
         if log.sealed != sealed:
             self._courier.wake()
 

@@ -20,7 +20,7 @@ from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import Checkpoint
 from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
 from keyturn_protocol.entries import Entry, parse_entry
-from keyturn_protocol.ids import Hash, LogName, deployment, log_origin, parse_origin, receipt_name
+from keyturn_protocol.ids import Deployment, Hash, LogName, deployment, log_origin, parse_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
 from keyturn_protocol.merkle import root_of
 from keyturn_protocol.receive import (
@@ -61,26 +61,41 @@ class FakeVerifier:
     `interfere` may replace any answer, or raise; it is given the name of the call and the answer.
     """
 
-    def __init__(self) -> None:
-        self.log_key = Ed25519PrivateKey.generate()
-        self.receipt_key = Ed25519PrivateKey.generate()
+    deployment: Deployment = DEPLOYMENT
+
+    def __init__(self, log_key: Ed25519PrivateKey | None = None, receipt_key: Ed25519PrivateKey | None = None) -> None:
+        self.log_key = Ed25519PrivateKey.generate() if log_key is None else log_key
+        self.receipt_key = Ed25519PrivateKey.generate() if receipt_key is None else receipt_key
         self.logs: dict[str, Log] = {}
         self.joined: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.said: list[bytes] = []
+        self.bundle: bytes | None = None
+        """What it serves as roots and policies."""
         self.interfere: Callable[[str, Answer], Answer] = lambda _, answer: answer
         self.lock = threading.Lock()
         trust = Trust(
             v=1,
-            deployment=DEPLOYMENT,
-            log_vkey=str(VerifierKey(log_origin(DEPLOYMENT), SignatureType.ED25519, raw(self.log_key))),
+            deployment=self.deployment,
+            log_vkey=str(VerifierKey(log_origin(self.deployment), SignatureType.ED25519, raw(self.log_key))),
             receipt_vkey=str(self.receipt_vkey),
         )
         self.pinned: Pinned = parse_trust(encode(trust), "trust.json")
 
     @property
     def receipt_vkey(self) -> VerifierKey:
-        return VerifierKey(receipt_name(DEPLOYMENT), SignatureType.COSIGNATURE_ED25519, raw(self.receipt_key))
+        return VerifierKey(receipt_name(self.deployment), SignatureType.COSIGNATURE_ED25519, raw(self.receipt_key))
+
+    def posted(self, path: str, body: bytes) -> Answer:
+        """POST, by its path."""
+        return self.join(body) if path == "/v1/join" else self.send_segment(body)
+
+    def got(self, path: str) -> Answer:
+        """GET, by its path."""
+        if path == "/log/checkpoint":
+            return self.log_checkpoint()
+        _, _, _, node, incarnation, _ = path.split("/")
+        return self.head(f"{self.deployment}/node/{node}/{incarnation}")
 
     def join(self, request: bytes) -> Answer:
         asked: JoinRequest = decode(request, JoinRequest)
@@ -113,6 +128,11 @@ class FakeVerifier:
         head = Checkpoint(key.name, len(self.calls) + 1, Hash(sha256(b"any").digest()))
         note = head.signed(key, self.log_key.sign(head.to_text()))
         return self._answer("checkpoint", Answer(200, "text/plain", None, note.to_bytes()))
+
+    def authority(self) -> Answer:
+        if self.bundle is None:
+            return self._answer("authority", refusal(ProblemCode.NOT_FOUND))
+        return self._answer("authority", Answer(200, "application/json", None, self.bundle))
 
     def entries(self, incarnation: int = 1) -> list[Entry]:
         (log,) = (log for origin, log in self.logs.items() if parse_origin(origin).incarnation == incarnation)
@@ -228,14 +248,10 @@ def over_http(verifier: FakeVerifier) -> Any:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            self._reply(verifier.join(body) if self.path == "/v1/join" else verifier.send_segment(body))
+            self._reply(verifier.posted(self.path, body))
 
         def do_GET(self) -> None:
-            if self.path == "/log/checkpoint":
-                self._reply(verifier.log_checkpoint())
-            else:
-                _, _, _, node, incarnation, _ = self.path.split("/")
-                self._reply(verifier.head(f"{DEPLOYMENT}/node/{node}/{incarnation}"))
+            self._reply(verifier.got(self.path))
 
         def _reply(self, answer: Answer) -> None:
             self.send_response(answer.status)

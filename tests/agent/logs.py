@@ -51,7 +51,7 @@ def name_of(signer: FileSigner, incarnation: int = 1) -> LogName:
 
 def make_log(folder: Path, signer: FileSigner) -> NodeLog:
     opened = Opened(v=1, opened_s=1_790_000_000, reason="enrolled", detail="")
-    body = genesis(signer.public_key, "replay", "00" * 32, None)
+    body = genesis(signer.public_key, "replay", "00" * 32, None, None)
     return NodeLog.create(folder, name_of(signer), signer, opened, body, stamp())
 
 

@@ -11,7 +11,10 @@ from tests.agent.test_metrics import HEALTH
 from tests.support.paths import REPO
 
 PAGE = (REPO / "docs" / "operations-agent.md").read_text()
-OFF = {"upload.proxy", "upload.ca_file", "metrics.listen", "metrics.textfile"}
+OFF = {
+    "upload.proxy", "upload.ca_file", "switch.exec_socket", "switch.gate", "switch.gate_socket", "metrics.listen",
+    "metrics.textfile",
+}  # fmt: skip
 
 
 def test_the_configuration_shown_has_every_key_with_its_default() -> None:

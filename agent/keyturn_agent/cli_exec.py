@@ -1,0 +1,148 @@
+"""``exec`` on the command line, and the part of ``run`` that answers it."""
+
+import argparse
+import hashlib
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from keyturn_agent.cli_values import natural, positive
+from keyturn_agent.client import HttpVerifier
+from keyturn_agent.config import Config
+from keyturn_agent.courier import Courier
+from keyturn_agent.errors import UsageError
+from keyturn_agent.ports import Clock, Random
+from keyturn_agent.store import Store
+from keyturn_agent.switch.asking import Ask
+from keyturn_agent.switch.door import Door
+from keyturn_agent.switch.errands import Threads
+from keyturn_agent.switch.exec import Command, execute
+from keyturn_agent.switch.gatelink import SOCKET as GATE_SOCKET
+from keyturn_agent.switch.gatelink import GateLink
+from keyturn_agent.switch.lessee import Driver, Lessee
+from keyturn_agent.switch.pin import Pin
+from keyturn_protocol.entry_switch import LeaseKind
+from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.limits import OPENINGS_BYTES
+from keyturn_protocol.openings import Openings, parse_openings
+from keyturn_protocol.values import SpecPart
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+EXEC_SOCKET: Final = Path("/run/keyturn-agent/exec.sock")
+SOCKET_ENV: Final = "KEYTURN_EXEC_SOCKET"
+
+
+def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier, random: Random) -> Lessee | None:
+    """Who answers ``exec``, where the configuration says that somebody does.
+
+    :raises UsageError: ``no_pin``: leases stand on a root.
+    """
+    del random
+    if config.exec_socket is None:
+        return None
+    enrolment = store.enrolment
+    if enrolment.root_sha256 is None:
+        raise UsageError(
+            "no_pin", "switch.exec_socket: this host has pinned no root", hint="keyturn-agent enroll … --root sha256:…"
+        )
+    pin = Pin.load(store.folder, enrolment.deployment, enrolment.root_sha256)
+    verifier = HttpVerifier(enrolment.verifier, config.timeout_s, config.proxy, config.ca_file)
+    gate = (
+        None
+        if config.gate is None
+        else GateLink(GATE_SOCKET if config.gate_socket is None else Path(config.gate_socket))
+    )
+    driver: Driver = "none" if config.gate is None else "observe" if config.gate == "observe" else "compute_mode"
+    door = Door(Path(config.exec_socket))
+    return Lessee(store, pin, clock, verifier, Threads(), door, gate, driver, config.report_s, courier.hurry)
+
+
+def add_exec(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The parser of ``exec``."""
+    parser = commands.add_parser("exec", help="start a command under a lease, and stop it when that ends")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", metavar="RUN", help="the hash of its request: runs under its permit")
+    what.add_argument("--lineage", metavar="NAME", help="runs under the allowance, counted for this lineage")
+    what.add_argument("--diagnostics", action="store_true", help="a test of the hardware, under this node's allowance")
+    parser.add_argument(
+        "--hosts", type=positive, default=1, metavar="N", help="hosts of the group: all get leases or none"
+    )
+    parser.add_argument("--group", default="0", metavar="NAME", help="which hosts belong together; 0")
+    parser.add_argument("--chips", metavar="UUID,…", help="these chips; default: all that nobody has")
+    parser.add_argument("--openings", type=Path, metavar="FILE", help="what the commitments of the request open to")
+    image = parser.add_mutually_exclusive_group()
+    image.add_argument("--image", type=Path, metavar="FILE", help="the image, to be hashed here: verified")
+    image.add_argument("--image-digest", metavar="sha256:HEX", help="the image by its digest: declared")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the run's configuration, to be hashed here")
+    parser.add_argument("--data-manifest", type=Path, metavar="FILE", help="the list of its data, to be hashed here")
+    parser.add_argument("--signal", metavar="SIG", help="sent to the command when its stop is announced, such as USR1")
+    parser.add_argument("--obey", action="store_true", help="stop the command also where the gate only observes")
+    parser.add_argument("--wait", type=natural, metavar="SECONDS", help="for a lease, at most; default: for ever")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"of the agent; {SOCKET_ENV}, else {EXEC_SOCKET}")
+    parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD …", help="the command")
+    parser.set_defaults(command=_exec)
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if not argv:
+        raise UsageError("no_command", "exec: a command is needed, after --")
+    named: dict[SpecPart, Path | None] = {
+        "image": arguments.image,
+        "config": arguments.config,
+        "data": arguments.data_manifest,
+    }
+    files = {part: path for part, path in named.items() if path is not None}
+    told: dict[SpecPart, str] = {} if arguments.image_digest is None else {"image": _digest(arguments.image_digest)}
+    kind: LeaseKind = (
+        "run" if arguments.run is not None else "allowance" if arguments.lineage is not None else "diagnostics"
+    )
+    ask = Ask(
+        v=1,
+        kind=kind,
+        run=None if arguments.run is None else _hash(arguments.run),
+        lineage=arguments.lineage,
+        group=arguments.group,
+        hosts=arguments.hosts,
+        chips=None if arguments.chips is None else sorted(set(arguments.chips.split(","))),
+        argv=argv,
+        openings=None if arguments.openings is None else _openings(arguments.openings),
+        files=list(files),
+        told=told,
+        signal=None if arguments.signal is None else _signal(arguments.signal),
+    )
+    socket = arguments.socket or Path(os.environ.get(SOCKET_ENV, EXEC_SOCKET))
+    return execute(Command(socket, ask, files, argv, arguments.wait, arguments.obey))
+
+
+def _hash(text: str) -> str:
+    digest = text.removeprefix("sha256:")
+    if len(digest) != 2 * hashlib.sha256().digest_size or set(digest) - set("0123456789abcdef"):
+        raise UsageError("bad_flag", f"--run: expected the hash of a request, 64 hex digits (got {text})")
+    return digest
+
+
+def _digest(text: str) -> str:
+    kind, _, digest = text.partition(":")
+    if kind != "sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise UsageError("bad_flag", f"--image-digest: expected sha256: and 64 hex digits (got {text})")
+    return text
+
+
+def _signal(text: str) -> int:
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    try:
+        return int(text) if text.isdigit() else int(signal.Signals[name])
+    except KeyError:
+        raise UsageError("bad_flag", f"--signal: no such signal (got {text})") from None
+
+
+def _openings(path: Path) -> Openings:
+    try:
+        with path.open("rb") as file:
+            return parse_openings(file.read(OPENINGS_BYTES + 1))
+    except (OSError, ProtocolError) as error:
+        raise UsageError("bad_openings", f"--openings: {error}") from None

@@ -1,0 +1,160 @@
+"""A job on this host, from the command that asks to the last report: what is due at a moment, and when it stops. Pure.
+
+    looking → asking → leased → starting → running → ending
+                          ▲──── renewal ─────┘
+
+Times are CLOCK_BOOTTIME of the boot in which the nonce was drawn: in another boot nothing of it is left.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from keyturn_protocol.canonical import Decimal, Hex32, Positive, Record, Text, UInt
+from keyturn_protocol.entry_switch import LeaseKind, Lineage, SpecChecks
+from keyturn_protocol.lease import Lease
+from keyturn_protocol.lifecycle import Run
+from keyturn_protocol.values import BootId, ChipUuid, Micros
+
+_SECOND: Final = 1_000_000
+TFLOP: Final = 10**12
+
+
+class Phase(StrEnum):
+    """How far a job has come."""
+
+    LOOKING = "looking"
+    ASKING = "asking"
+    LEASED = "leased"
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDING = "ending"
+
+
+class Place(Record, frozen=True, kw_only=True):
+    """The run's processes, as the gate takes them."""
+
+    pid: UInt
+    start: UInt
+    cgroup: str | None
+    session: UInt | None
+
+
+class Asked(Record, frozen=True, kw_only=True):
+    """A ``permit`` entry that was written: which one, with which nonce, when (CLOCK_BOOTTIME)."""
+
+    origin: str
+    seq: UInt
+    nonce: Hex32
+    mono_us: Micros
+
+
+class Holding(Record, frozen=True, kw_only=True):
+    """An adopted lease: the signed note, its hash, and when its nonce was drawn."""
+
+    sha256: Hex32
+    note: str
+    drawn_us: Micros
+
+
+class Job(Record, frozen=True, kw_only=True):
+    """One start of a command, as it is kept over restarts of the agent."""
+
+    job: Hex32
+    boot_id: BootId
+    kind: LeaseKind
+    run: Hex32 | None
+    lineage: Lineage | None
+    group: Text
+    hosts: Positive
+    chips: list[ChipUuid]
+    spec: SpecChecks
+    signal: UInt | None
+    phase: Literal["looking", "asking", "leased", "starting", "running", "ending"]
+    asked: Asked | None
+    lease: Holding | None
+    place: Place | None
+    reported_us: Micros
+    why: Text
+
+
+class Book(Record, frozen=True, kw_only=True):
+    """The file ``leases.json``: jobs, and what outlives them. Numbers and charges of a subject only grow."""
+
+    v: Literal[1]
+    jobs: list[Job]
+    sequences: dict[str, Annotated[int, msgspec.Meta(ge=0)]]
+    charged: dict[str, Decimal]
+    gate_seq: UInt
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When a job stops (CLOCK_BOOTTIME), and why."""
+
+    at_us: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """This moment: CLOCK_BOOTTIME and the wall clock, in µs."""
+
+    mono_us: int
+    time_us: int
+
+
+def stop_of(lease: Lease, drawn_us: int, run: Run | None, left_us: int, now: Now, stopped: "Moment | None") -> Stop:
+    """The one moment at which a job stops, whatever comes first.
+
+    :param left_us: how long what is left lasts at the peak of the chips.
+    :param stopped: what the run's events say, as it was when this host heard of it.
+    """
+    stops = [
+        Stop(drawn_us + lease.ttl_s * _SECOND, "the lease ends"),
+        Stop(now.mono_us + max(0, left_us), "the compute of the lease is used up"),
+    ]
+    if run is not None:
+        stops.append(Stop(now.mono_us + max(0, run.scope.not_after_us - now.time_us), "the run's window ends"))
+    if stopped is not None:
+        stops.append(Stop(stopped.at_us, stopped.why))
+    return min(stops, key=lambda stop: stop.at_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A stop by somebody's word, as a moment of CLOCK_BOOTTIME."""
+
+    at_us: int
+    why: str
+    of_us: int
+    """The moment in UTC that it stands for."""
+
+
+def heard_stop(run: Run, before: Moment | None, last_leaf_us: int, now: Now) -> Moment | None:
+    """When a run stops by what was said about it, on this host's CLOCK_BOOTTIME.
+
+    The log names a moment of UTC. A host whose wall clock was set back would stop late by it, so that it is never
+    later than the notice that was given, counted from when this host heard of it.
+
+    :param before: what was computed before; the same moment keeps its place, whatever the wall clock does since.
+    :param last_leaf_us: time of the newest leaf about the run.
+    """
+    if run.ended is not None:
+        of_us, why = run.ended.time_us, f"the run was {run.ended.state}: {run.ended.why}"
+    elif run.stop_at_us is not None:
+        of_us, why = run.stop_at_us, _suspended(run)
+    else:
+        return None
+    if before is not None and before.of_us == of_us:
+        return before
+    notice_us = max(0, of_us - last_leaf_us)
+    return Moment(now.mono_us + min(notice_us, max(0, of_us - now.time_us)), why, of_us)
+
+
+def _suspended(run: Run) -> str:
+    if not run.calls:
+        return "suspended: a root took the ground from under its permit"
+    return "suspended by " + ", ".join(sorted({call.person for call in run.calls}))

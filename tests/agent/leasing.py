@@ -1,0 +1,253 @@
+"""A verifier in memory that leases, and a host whose agent, gate and runs are real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from keyturn_agent.ports import Answer
+from keyturn_protocol.api import ProblemCode
+from keyturn_protocol.canonical import encode
+from keyturn_protocol.entries import Entry, Lease, Permit
+from keyturn_protocol.ids import Deployment, parse_origin
+from keyturn_protocol.lease import AllowanceName, lease_subject, parse_lease
+from keyturn_protocol.openings import Opening, Openings, commitment, format_openings
+from tests.agent.fakes import TOKEN, FakeVerifier, over_http, refusal
+from tests.support.assembly import Assembly, lease_note
+from tests.support.gates import Gate, until
+from tests.support.hosts import Key
+from tests.support.parties import NAME, SECOND, scope
+from tests.support.paths import REPO
+
+FIXTURE: Final = REPO / "hardware_fixtures" / "h100_pcie_training" / "recording.jsonl"
+AGENT: Final = [sys.executable, "-m", "keyturn_agent"]
+
+
+class Leasing(FakeVerifier):
+    """The fake with a hall of people behind it; what it leases, it leases as it is told."""
+
+    deployment = Deployment(NAME)
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__(Key("service log").private, Key("service receipt").private)
+        self.hall = Assembly(**changes)
+        self.hall.now_us = time.time_ns() // 1000 - 3600 * SECOND
+        self.issued: dict[tuple[str, int], bytes] = {}
+        self.sequences: dict[str, int] = {}
+        self.terms: dict[str, Any] = {}
+        """Fields of the leases from here on."""
+        self.answer: Callable[[str, int], Answer | None] = lambda origin, seq: None
+        """What is said in place of a lease."""
+        self.news = threading.Condition()
+
+    def approved(self, **changes: Any) -> str:
+        """A run that the quorum has signed for, a minute ago."""
+        hall = self.hall
+        hall.now_us = time.time_ns() // 1000 - 600 * SECOND
+        window = {"not_before_us": 0, "not_after_us": hall.now_us + 10 * 86_400 * SECOND}
+        run = hall.say(hall.request(**{"scope": scope(**window)} | changes), "lab-a/ada")
+        for who in ("lab-a/bob", "operator-b/eve", "office/ivy"):
+            hall.say(hall.decision(run, who), who)
+        return run
+
+    def say(self, what: Callable[[Assembly], Any]) -> None:
+        """Somebody says something, now; whoever waits hears of it."""
+        with self.news:
+            self.hall.now_us = max(self.hall.now_us, time.time_ns() // 1000)
+            what(self.hall)
+            self.news.notify_all()
+
+    def posted(self, path: str, body: bytes) -> Answer:
+        if path != "/v1/leases":
+            return super().posted(path, body)
+        asked = json.loads(body)
+        return self._answer("lease", self._lease(asked["origin"], asked["seq"]))
+
+    def got(self, path: str) -> Answer:
+        parts = urlsplit(path)
+        if parts.path == "/v1/authority":
+            return self._answer("authority", self._bundle(None, parse_qs(parts.query)))
+        if parts.path.endswith("/permit"):
+            return self._answer("permit", self._bundle(parts.path.split("/")[3], parse_qs(parts.query)))
+        return super().got(path)
+
+    def _bundle(self, run: str | None, query: dict[str, list[str]]) -> Answer:
+        after, wait_s = (int(query.get(name, ["-1"])[0]) for name in ("after", "wait_s"))
+        with self.news:
+            if run is not None and run not in self.hall.switch.runs:
+                return refusal(ProblemCode.NOT_FOUND)
+            self.news.wait_for(lambda: self._index(run) > after, max(0, wait_s))
+            if self._index(run) <= after:
+                return Answer(204, "", None, b"")
+            return Answer(200, "application/json", None, self.hall.bundle(run))
+
+    def _index(self, run: str | None) -> int:
+        start = self.hall.starts.get(run or "")
+        return max(self.hall.about(run)[-1].index, 0 if start is None else start.index)
+
+    def _lease(self, origin: str, seq: int) -> Answer:
+        if (said := self.answer(origin, seq)) is not None:
+            return said
+        if (issued := self.issued.get((origin, seq))) is not None:
+            return Answer(200, "text/plain", None, issued)
+        log = self.logs.get(origin)
+        if log is None or len(log.entries) <= seq:
+            return refusal(ProblemCode.NOT_FOUND)
+        entry = log.entries[seq]
+        assert isinstance(entry, Permit), entry
+        note = self.note(entry, parse_origin(origin).node_id)
+        self.issued[origin, seq] = note
+        return Answer(200, "text/plain", None, note)
+
+    def note(self, entry: Permit, node_id: str, **changes: Any) -> bytes:
+        """A lease as this entry asks for it, but for what ``changes`` and the terms say."""
+        body = entry.body
+        run = None if body.run is None else self.hall.switch.runs[body.run]
+        allowance = None
+        if body.kind != "run":
+            allowance = AllowanceName(kind=body.kind, organisation="lab", lineage=body.lineage)
+        fields: dict[str, Any] = {
+            "allowance": allowance,
+            "node_id": node_id,
+            "boot_id": entry.boot_id,
+            "nonce": body.nonce,
+            "chips": body.chips,
+            "dtypes": ["bf16"] if run is None else sorted(run.scope.dtypes),
+            "epoch": 0 if run is None else run.epoch,
+            "time_us": time.time_ns() // 1000,
+            "upto_tflop": 10**9,
+            "sequence": 0,
+        }
+        fields |= self.terms | changes
+        standing = self.hall.switch.standing
+        assert standing is not None
+        policy = self.hall.policy if run is None else run.request.policy
+        note = lease_note(standing.hash, policy, body.run, **fields)
+        subject = lease_subject(parse_lease(note).lease)
+        if "sequence" not in changes:
+            self.sequences[subject] = self.sequences.get(subject, -1) + 1
+            note = lease_note(standing.hash, policy, body.run, **fields | {"sequence": self.sequences[subject]})
+        return note
+
+
+def openings_of(argv: list[str], **more: str) -> tuple[Openings, dict[str, Any]]:
+    """Openings for a command line and digests, and the spec that they open."""
+    values: dict[Any, Any] = {"argv": argv} | more
+    openings = Openings(v=1, parts={p: Opening(salt=f"{i:064x}", value=v) for i, (p, v) in enumerate(values.items())})
+    spec: dict[str, Any] = dict.fromkeys(("argv", "config", "data", "image"))
+    return openings, spec | {part: commitment(part, opening).hex() for part, opening in openings.parts.items()}
+
+
+class LeasingHost:
+    """One enrolled host: its agent replays a recording in real time, its gate is real, and so is what it runs."""
+
+    def __init__(self, folder: Path, verifier: Leasing, url: str, gate: Gate | None, more: str = "") -> None:
+        self.folder, self.verifier, self.gate = folder, verifier, gate
+        self.state = folder / "state"
+        self.socket = folder / "exec.sock"
+        self.config = folder / "agent.toml"
+        kind = "" if gate is None else f'gate = "{gate.driver.replace("-", "_")}"\ngate_socket = "{gate.socket}"\n'
+        self.config.write_text(
+            f'[switch]\nexec_socket = "{self.socket}"\nreport_s = 1\n{kind}'
+            f"[upload]\ninterval_s = 5\njitter_s = 0\n[usage]\ninterval_s = 1\n{more}"
+        )
+        self.process: subprocess.Popen[str] | None = None
+        self.said = folder / "agent.err"
+        done = self.command(
+            "enroll", "--state", str(self.state), "--verifier", url, "--root", f"sha256:{verifier.hall.root}",
+            "--recording", str(FIXTURE), KEYTURN_JOIN_TOKEN=TOKEN,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def command(self, *words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*AGENT, *words], env=self.env | environ, capture_output=True, text=True, timeout=100, check=False
+        )
+
+    @property
+    def env(self) -> dict[str, str]:
+        paths = os.pathsep.join(str(REPO / part) for part in ("protocol", "agent"))
+        return os.environ | {"PYTHONPATH": paths, "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": "/nonexistent"}
+
+    def start(self) -> "LeasingHost":
+        log = self.said.open("a")
+        self.process = subprocess.Popen(
+            [*AGENT, "run", "--state", str(self.state), "--recording", str(FIXTURE), "--loop", "1000",
+             "--config", str(self.config)],
+            env=self.env, stderr=log, text=True,
+        )  # fmt: skip
+        log.close()
+        until(lambda: self.socket.exists() or self.process.poll() is not None, "the agent never listened")  # type: ignore[union-attr]
+        assert self.process.poll() is None, self.said.read_text()
+        return self
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(30)
+        self.socket.unlink(missing_ok=True)
+        assert "Traceback" not in self.said.read_text(), self.said.read_text()
+
+    def exec(self, *words: str, wait: bool = False) -> "subprocess.Popen[str]":
+        """``keyturn-agent exec`` with these words."""
+        return subprocess.Popen(
+            [*AGENT, "exec", "--socket", str(self.socket), *words],
+            env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ran(self, *words: str) -> tuple[int, str, str]:
+        """The same, to its end: status, stdout, stderr."""
+        process = self.exec(*words)
+        try:
+            out, err = process.communicate(timeout=90)
+        finally:
+            process.kill()
+        assert "Traceback" not in err, err
+        return process.returncode, out, err
+
+    def openings(self, argv: list[str], **more: str) -> tuple[str, dict[str, Any]]:
+        """A file of openings, and the spec of a request that they open."""
+        openings, spec = openings_of(argv, **more)
+        path = self.folder / f"openings-{len(list(self.folder.glob('openings-*')))}.json"
+        path.write_bytes(format_openings(openings))
+        return str(path), spec
+
+    def entries(self) -> list[Entry]:
+        return self.verifier.entries()
+
+    def leases(self) -> list[Lease]:
+        return [entry for entry in self.entries() if isinstance(entry, Lease)]
+
+    def causes(self) -> list[str]:
+        from keyturn_protocol.entries import Degraded
+
+        return [entry.body.cause for entry in self.entries() if isinstance(entry, Degraded)]
+
+
+@contextmanager
+def leasing_host(folder: Path, verifier: Leasing, gate: Gate | None = None, more: str = "") -> Iterator[LeasingHost]:
+    """A host that runs, with a verifier that it can reach."""
+    with over_http(verifier) as url:
+        host = LeasingHost(folder, verifier, url, gate, more)
+        try:
+            yield host.start()
+        finally:
+            if host.process is not None and host.process.poll() is None:
+                host.kill()
+
+
+__all__ = ["AGENT", "Leasing", "LeasingHost", "encode", "leasing_host", "openings_of"]

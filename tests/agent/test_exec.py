@@ -1,0 +1,183 @@
+"""``exec`` end to end: a real agent, a real gate, real commands, and a verifier that leases."""
+
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from keyturn_agent.recording import read_recording
+from keyturn_agent.switch.spec import NOTHING
+from keyturn_protocol.entries import Permit
+from tests.agent.leasing import FIXTURE, Leasing, LeasingHost, leasing_host
+from tests.agent.nvml_stub.stub import Control, Script
+from tests.support.gates import Gate, gate, until
+from tests.support.parties import scope, tier
+
+
+def sha256_of(path: Path) -> str:
+    return f"sha256:{sha256(path.read_bytes()).hexdigest()}"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="kt-exec-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def verifier() -> Leasing:
+    return Leasing()
+
+
+@pytest.fixture
+def host(folder: Path, verifier: Leasing) -> Iterator[LeasingHost]:
+    with gate(folder) as served, leasing_host(folder, verifier, served) as host:
+        yield host
+
+
+def test_a_run_under_its_permit(host: LeasingHost, verifier: Leasing) -> None:
+    argv = ["sh", "-c", "echo hello $KEYTURN_LEASE; sleep 2; exit 7"]
+    openings, spec = host.openings(argv)
+    run = verifier.approved(spec=spec)
+    status, out, err = host.ran("--run", run, "--openings", openings, "--", *argv)
+    assert (status, out.split()[0]) == (7, "hello"), err
+    events = [lease.body.event for lease in host.leases()]
+    assert (events[0], events[-1]) == ("adopted", "final")
+    assert int(host.leases()[-1].body.charged_flop) > 0
+
+
+def test_small_work_under_the_allowance_needs_nobody(host: LeasingHost) -> None:
+    status, out, err = host.ran("--lineage", "aurora", "--", "sh", "-c", "echo small; sleep 1")
+    assert (status, out) == (0, "small\n"), err
+    (permit,) = [entry.body for entry in host.entries() if isinstance(entry, Permit)]
+    assert (permit.kind, permit.lineage, permit.spec) == ("allowance", "aurora", NOTHING)
+
+
+def test_a_run_that_nobody_approved_is_refused(host: LeasingHost, verifier: Leasing) -> None:
+    verifier.hall.now_us = time.time_ns() // 1000 - 60_000_000
+    run = verifier.hall.say(verifier.hall.request(scope=scope(not_after_us=verifier.hall.now_us * 2)), "lab-a/ada")
+    status, out, err = host.ran("--run", run, "--", "echo", "started")
+    assert (status, out) == (1, ""), err
+    assert "quorum isn't met" in err
+    assert host.ran("--run", "0" * 64, "--", "echo", "started")[0] == 1
+    assert not any(isinstance(entry, Permit) for entry in host.entries())
+
+
+def test_another_program_image_or_config_than_the_approved_one(
+    host: LeasingHost, verifier: Leasing, folder: Path
+) -> None:
+    image, config = folder / "image.sif", folder / "config.yaml"
+    image.write_bytes(b"an image")
+    config.write_bytes(b"lr: 3e-4\n")
+    argv = ["sh", "-c", "echo started"]
+    openings, spec = host.openings(argv, image=sha256_of(image), config=sha256_of(config))
+    run = verifier.approved(spec=spec)
+    common = ["--run", run, "--openings", openings]
+    other = folder / "other"
+    other.write_bytes(b"another")
+    for what, words in {
+        "another program": ["--", "sh", "-c", "echo another"],
+        "another image": ["--image", str(other), "--", *argv],
+        "another config": ["--config", str(other), "--", *argv],
+    }.items():
+        status, out, err = host.ran(*common, *words)
+        assert (status, out) == (1, ""), err
+        assert what in err
+    told = host.ran(*common, "--image-digest", "sha256:" + "0" * 64, "--", *argv)
+    assert (told[0], "another image" in told[2]) == (1, True)
+    assert not any(isinstance(entry, Permit) for entry in host.entries())
+    status, out, err = host.ran(*common, "--image", str(image), "--config", str(config), "--", *argv)
+    assert (status, out) == (0, "started\n"), err
+    assert "argv, config, image verified" in err
+    (permit,) = [entry.body for entry in host.entries() if isinstance(entry, Permit)]
+    assert permit.spec.verified() == {"argv", "config", "image"}
+
+
+def test_what_the_policy_wants_verified_and_cannot_be_is_refused(folder: Path) -> None:
+    verifier = Leasing(tiers=[tier(verified=["argv", "image"])])
+    with gate(folder) as served, leasing_host(folder, verifier, served) as host:
+        argv = ["echo", "started"]
+        openings, spec = host.openings(argv, image="sha256:" + "1" * 64)
+        run = verifier.approved(spec=spec)
+        status, out, err = host.ran("--run", run, "--openings", openings, "--", *argv)
+        assert (status, out, "wants verified here: image" in err) == (1, "", True)
+
+
+@pytest.fixture
+def served(folder: Path, library: Path) -> Iterator[Gate]:
+    """A gate that enforces, on the stub: the chips of the recording."""
+    Control(folder / "control")
+    chips = read_recording(FIXTURE).header.chips
+    script = Script()
+    for i, chip in enumerate(chips):
+        script.gpu(i, uuid=chip.uuid)
+    script.write(folder / "script.txt")
+    environ = {
+        "LD_LIBRARY_PATH": str(library.parent),
+        "KEYTURN_NVML_STUB": str(folder / "script.txt"),
+        "KEYTURN_NVML_CONTROL": str(folder / "control"),
+    }
+    with gate(folder, "compute-mode", environ) as made:
+        yield made
+
+
+@pytest.fixture
+def enforced(folder: Path, verifier: Leasing, served: Gate) -> Iterator[LeasingHost]:
+    with leasing_host(folder, verifier, served) as host:
+        yield host
+
+
+LOOP = ["sh", "-c", "trap 'echo term; exit 9' TERM; echo begun; while :; do sleep 0.05; done"]
+
+
+def begun(host: LeasingHost, *words: str) -> "subprocess.Popen[str]":
+    process = host.exec(*words, "--", *LOOP)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_one_veto_holder_stops_a_run(enforced: LeasingHost, verifier: Leasing) -> None:
+    """Two organisations make it soon: the first alone gives notice of half an hour."""
+    run = verifier.approved()
+    process = begun(enforced, "--run", run)
+    soon = time.time_ns() // 1000
+    verifier.say(lambda hall: hall.suspend(run, "office/ivy", soon))
+    verifier.say(lambda hall: hall.suspend(run, "operator-b/eve", soon))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (9, "term\n"), err
+    assert "suspended by office/ivy, operator-b/eve" in err
+    assert enforced.leases()[-1].body.event == "final"
+    # Nobody starts it again, until the quorum resumes it.
+    status, _, err = enforced.ran("--run", run, "--", "echo", "again")
+    assert (status, "suspended" in err) == (1, True)
+    verifier.say(lambda hall: hall.resume(run, "lab-a/bob", "operator-b/eve", "office/ivy"))
+    assert enforced.ran("--run", run, "--", "echo", "again")[:2] == (0, "again\n")
+
+
+def test_a_lease_that_is_used_up_stops_the_run(enforced: LeasingHost, verifier: Leasing) -> None:
+    verifier.terms = {"upto_tflop": 3000}
+    process = begun(enforced, "--lineage", "aurora")
+    out, err = process.communicate(timeout=80)
+    assert (process.returncode, out) == (9, "term\n"), err
+    assert "used up" in err
+    assert int(enforced.leases()[-1].body.charged_flop) >= 2000 * 10**12
+
+
+def test_agent_killed_the_run_goes_on_and_is_charged_for_it(enforced: LeasingHost, verifier: Leasing) -> None:
+    process = begun(enforced, "--lineage", "aurora")
+    enforced.kill()
+    assert process.poll() is None
+    enforced.start()
+    before = len(enforced.leases())
+    until(lambda: len(enforced.leases()) > before + 1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "term\n"
+    until(lambda: enforced.leases()[-1].body.event == "final")
