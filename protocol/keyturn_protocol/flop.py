@@ -21,7 +21,7 @@ pipe counter explains.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, assert_never
+from typing import Final, Literal, Protocol, assert_never
 
 from keyturn_protocol.chips import PIPE_OF, ChipSpec, ChipTable, Figure
 from keyturn_protocol.entry_inventory import Chip
@@ -89,7 +89,7 @@ def estimate(row: UsageRow, chip: Chip, declared_dtype: str | None, table: ChipT
     if spec is None:
         return Estimate(UNBOUNDED, None)
     usable = declared_dtype if _is_floating(spec, declared_dtype) else None
-    declared = None if usable is None else _rates_of(spec, usable, usable)
+    declared = None if usable is None else _rates_of(spec, frozenset((usable,)), usable)
     undeclared = _rates_of(spec, None, usable)
     if unread:
         bound = _peak(row.time_us, chip, spec, undeclared)
@@ -114,6 +114,81 @@ def estimate_gap(gap: Gap, chip: Chip, table: ChipTable) -> Interval:
 def gap_rate(chip: Chip, table: ChipTable) -> int | None:
     """The high end of :func:`estimate_gap` for each µs: it grows by this, exactly. None: unbounded."""
     return _unmeasured(1, chip, table).high
+
+
+class Counters(Protocol):
+    """What one chip did in one interval: a usage row, or less than one."""
+
+    @property
+    def time_us(self) -> int: ...
+    @property
+    def energy_mj(self) -> int | None: ...
+    @property
+    def busy_us(self) -> int | None: ...
+    @property
+    def elapsed_mcycles(self) -> int | None: ...
+    @property
+    def active_mcycles(self) -> int | None: ...
+    @property
+    def tensor_mcycles(self) -> int | None: ...
+    @property
+    def hmma_mcycles(self) -> int | None: ...
+    @property
+    def imma_mcycles(self) -> int | None: ...
+    @property
+    def dmma_mcycles(self) -> int | None: ...
+    @property
+    def fp64_mcycles(self) -> int | None: ...
+    @property
+    def fp32_mcycles(self) -> int | None: ...
+    @property
+    def fp16_mcycles(self) -> int | None: ...
+
+
+def highest(row: Counters, chip: Chip, dtypes: frozenset[str], table: ChipTable) -> int | None:
+    """The most FLOP that a chip which was read can have done if nothing but ``dtypes`` ran on its tensor pipes.
+
+    The undeclared high end where a counter contradicts that: cycles of a pipe on which none of them runs.
+
+    :param dtypes: of :data:`~keyturn_protocol.chips.PIPE_OF`; empty: any.
+    :returns: None: unbounded, of a chip that the table doesn't know.
+    """
+    if chip.role == "mig_parent":
+        return 0
+    spec = table.lookup(chip)
+    if spec is None:
+        return None
+    believed = None if not dtypes or _contradicts(row, spec, dtypes) else dtypes
+    rates = _rates_of(spec, believed, None)
+    if _pipes_known(row) or row.tensor_mcycles is not None:
+        return _counted(row, chip, spec, rates).high
+    return _uncounted(row, chip, spec, rates, table).high
+
+
+def _contradicts(row: Counters, spec: ChipSpec, dtypes: frozenset[str]) -> bool:
+    """Whether a pipe was active on which none of ``dtypes`` runs on this chip."""
+    pipes = {PIPE_OF[dtype] for dtype in dtypes if dtype in spec.k_tensor}
+    if "fp8" in dtypes and "fp8" in spec.k_tensor:
+        pipes.add("imma")
+    cycles = (("hmma", row.hmma_mcycles), ("imma", row.imma_mcycles), ("dmma", row.dmma_mcycles))
+    return any(active and pipe not in pipes for pipe, active in cycles)
+
+
+def peak_rate(chip: Chip, dtypes: frozenset[str], table: ChipTable) -> int | None:
+    """FLOP a µs with all pipes at full rate and maximum clock, ``dtypes`` on the tensor pipes; None: unbounded.
+
+    :param dtypes: empty: any.
+    """
+    spec = table.lookup(chip)
+    return None if spec is None else _peak(1, chip, spec, _rates_of(spec, dtypes or None, None))
+
+
+def energy_bound(energy_mj: int, time_us: int, chip: Chip, table: ChipTable) -> int | None:
+    """The most FLOP that a whole GPU can have done with so much energy; None where that bounds nothing."""
+    spec = table.lookup(chip)
+    if spec is None or chip.role == "mig_instance" or energy_mj * _M < time_us * LEAST_POWER_MJ_PER_S:
+        return None
+    return -(-energy_mj * spec.flop_per_joule.high // 1000)
 
 
 def verdict(interval: Interval, threshold_flop: int, operator: Operator) -> Verdict:
@@ -156,7 +231,7 @@ def _is_floating(spec: ChipSpec, dtype: str | None) -> bool:
     return dtype is not None and dtype in spec.k_tensor and PIPE_OF[dtype] != "imma"
 
 
-def _rates_of(spec: ChipSpec, declared: str | None, likely: str | None) -> _Rates:
+def _rates_of(spec: ChipSpec, declared: frozenset[str] | None, likely: str | None) -> _Rates:
     """:func:`_rates`, made once for a row of the table: there are millions of usage rows and a dozen of these."""
     made = spec.derived.get((declared, likely))
     if isinstance(made, _Rates):
@@ -165,10 +240,10 @@ def _rates_of(spec: ChipSpec, declared: str | None, likely: str | None) -> _Rate
     return rates
 
 
-def _rates(spec: ChipSpec, declared: str | None, likely: str | None) -> _Rates:
+def _rates(spec: ChipSpec, declared: frozenset[str] | None, likely: str | None) -> _Rates:
     """The meaning of each counter when ``declared`` (or nothing) is believed, and ``likely`` is the best guess.
 
-    A declaration speaks about the pipe that its data type runs on; the other pipes keep their range. FP8 shows in
+    A declaration speaks about the pipes that its data types run on; the other pipes keep their range. FP8 shows in
     HMMA as far as anyone has seen, but the vendor's own staff also placed it in IMMA (NVIDIA/DCGM issue 86), so on
     a chip with FP8 the high end takes IMMA cycles for FP8 unless another type is declared.
     """
@@ -177,24 +252,25 @@ def _rates(spec: ChipSpec, declared: str | None, likely: str | None) -> _Rates:
 
     def rate(dtypes: list[str]) -> _Rate:
         dtypes = dtypes or list(k)
-        of = [k[d] for d in ([declared] if declared in dtypes else dtypes)]
+        of = [k[d] for d in dtypes if declared is not None and d in declared] or [k[d] for d in dtypes]
         guess = k[best if best in dtypes else DEFAULT_DTYPE if DEFAULT_DTYPE in dtypes else dtypes[0]]
-        return _Rate(min(f.low for f in of), guess.middle, max(f.high for f in of))
+        low, high = min(f.low for f in of), max(f.high for f in of)
+        return _Rate(low, min(max(guess.middle, low), high), high)
 
     fp8 = k.get("fp8")
     return _Rates(
         any=rate(list(k)),
         hmma=rate([d for d in k if PIPE_OF[d] == "hmma"]),
         dmma=rate([d for d in k if PIPE_OF[d] == "dmma"]),
-        imma_high=0 if fp8 is None or declared not in (None, "fp8") else fp8.high,
+        imma_high=0 if fp8 is None or (declared is not None and "fp8" not in declared) else fp8.high,
     )
 
 
-def _pipes_known(row: UsageRow) -> bool:
+def _pipes_known(row: Counters) -> bool:
     return None not in (row.hmma_mcycles, row.imma_mcycles, row.dmma_mcycles)
 
 
-def _counted(row: UsageRow, chip: Chip, spec: ChipSpec, rates: _Rates) -> Interval:
+def _counted(row: Counters, chip: Chip, spec: ChipSpec, rates: _Rates) -> Interval:
     """With tensor counters. Each sum is FLOP per SM, so that only the number of SMs remains to be multiplied."""
     floor, likely = spec.calibration.floor_ppm, spec.calibration.best_ppm
     if row.hmma_mcycles is not None and row.imma_mcycles is not None and row.dmma_mcycles is not None:
@@ -213,7 +289,7 @@ def _counted(row: UsageRow, chip: Chip, spec: ChipSpec, rates: _Rates) -> Interv
     return Interval(low * sms.low, best * sms.best, (high + _vector(row, chip, spec)) * sms.high)
 
 
-def _uncounted(row: UsageRow, chip: Chip, spec: ChipSpec, rates: _Rates, table: ChipTable) -> Interval:
+def _uncounted(row: Counters, chip: Chip, spec: ChipSpec, rates: _Rates, table: ChipTable) -> Interval:
     """Without tensor counters (before Hopper, or where GPM is refused): from 0 to active time at peak.
 
     ``utilization.gpu`` bounds nothing: it looks at the last part of a second before each sample. It guides
@@ -243,7 +319,7 @@ def _peak(time_us: int, chip: Chip, spec: ChipSpec, rates: _Rates) -> int:
     return cycles * (rates.any.high + spec.vector_issue.high) * _sms(chip, spec).high
 
 
-def _vector(row: UsageRow, chip: Chip, spec: ChipSpec) -> int:
+def _vector(row: Counters, chip: Chip, spec: ChipSpec) -> int:
     """The most FLOP per SM outside the tensor pipes. (Low counts none: an active vector pipe may add integers,
     move or convert, and nothing tells.)
 
@@ -257,7 +333,7 @@ def _vector(row: UsageRow, chip: Chip, spec: ChipSpec) -> int:
     return (row.fp64_mcycles * k["fp64"].high + row.fp32_mcycles * fma + row.fp16_mcycles * k["fp16"].high) * _M
 
 
-def _active_cycles(row: UsageRow, chip: Chip, spec: ChipSpec) -> int:
+def _active_cycles(row: Counters, chip: Chip, spec: ChipSpec) -> int:
     """The most cycles that an SM can have been active: what is missing is bounded by what holds it."""
     if row.active_mcycles is not None:
         return row.active_mcycles * _M
