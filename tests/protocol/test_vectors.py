@@ -1,6 +1,7 @@
 """Every file of tests/vectors gives what it says; the files are what their generator writes."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from keyturn_protocol.keys import node_id_of, parse_vkey
 from keyturn_protocol.lease import lease_subject, lease_text, open_lease, parse_lease
 from keyturn_protocol.merkle import Frontier, leaf_hash
 from keyturn_protocol.note import open_note, parse_note, parse_signature
+from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.public_keys import parse_public_key
 from keyturn_protocol.sshsig import format_armor, parse_armor, verify_sshsig
-from keyturn_protocol.statements import format_statement, parse_statement
+from keyturn_protocol.statements import format_statement, parse_payload, parse_statement
 from keyturn_protocol.tiles import decode_bundle, decode_hashes, encode_bundle, encode_hashes, parse_tile_path
 from keyturn_protocol.usage import EMPTY, fold, silence, to_row, totals_json
 from tests.support.streams import canonical
@@ -182,6 +184,30 @@ def check_open_lease(given: Any) -> Any:
     assert signed.to_bytes() == data
     assert lease_text(lease) == signed.note.text
     return {"hash": signed.hash.hex(), "subject": lease_subject(lease)}
+
+
+def check_parse_payload(given: Any) -> Any:
+    payload = content(given["payload"])
+    statement = parse_payload(given["kind"], payload)
+    assert format_statement(statement) == payload
+    return {"hash": sha256(payload).hexdigest()}
+
+
+def check_open_permit_bundle(given: Any) -> Any:
+    data = content(given["bundle"])
+    bundle = parse_permit_bundle(data)
+    assert bundle.to_bytes() == data
+    opened = open_permit_bundle(bundle, given["root"], given["deployment"])
+    run = opened.run
+    return {
+        "root": opened.standing.root.version,
+        "policy": opened.authority.policies[-1][2].version,
+        "permit": run.permit.index if run and run.permit else None,
+        "epoch": run.epoch if run else None,
+        "stop_at_us": run.stop_at_us if run else None,
+        "chips": run.scope.chips if run else None,
+        "started": run.started_us is not None if run else None,
+    }
 
 
 def check_pae(given: Any) -> str:

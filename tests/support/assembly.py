@@ -19,14 +19,18 @@ class Assembly:
     """A switch, and people who send it envelopes; a leaf each minute."""
 
     def __init__(self, of: Root | None = None, **changes: Any) -> None:
+        self.begin()
+        self.root = self.say(of or root(), "lab-a/ada", "operator-b/eve")
+        self.policy = self.say(policy(self.root, **changes), "lab-a/ada", "office/ivy")
+
+    def begin(self) -> None:
+        """Before anything was said."""
         self.switch = Switch(NAME)
         self.said: list[Said] = []
         self.starts: dict[str, Start] = {}
         self.run = ""
         """Of a hall that is about one."""
         self.now_us = BEGIN
-        self.root = self.say(of or root(), "lab-a/ada", "operator-b/eve")
-        self.policy = self.say(policy(self.root, **changes), "lab-a/ada", "office/ivy")
 
     def take(self, sent: Envelope) -> str:
         statement = parse_payload(sent.kind, sent.payload)
