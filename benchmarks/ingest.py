@@ -130,7 +130,7 @@ def service_alone(store: Store, load: Load, entries: int, bar: float | None) -> 
         async def one(frames: list[bytes]) -> None:
             ingest = service.build(verifier.settings, verifier.engine, verifier.keys, wall_clock).ingest
             ingest.start(asyncio.get_running_loop())
-            await asyncio.gather(*(ingest.submit(frame, plain=False) for frame in frames))
+            await asyncio.gather(*(ingest.intake.submit(frame, plain=False) for frame in frames))
             await asyncio.to_thread(ingest.stop)
 
         times = []

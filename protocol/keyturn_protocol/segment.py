@@ -36,7 +36,7 @@ from keyturn_protocol.entry_usage import UsageBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Hash, LogName, Origin, parse_origin
 from keyturn_protocol.keys import SignatureType, VerifierKey
-from keyturn_protocol.limits import ENTRY_BYTES, SEGMENT_BYTES, SEGMENT_ENTRIES
+from keyturn_protocol.limits import ENTRY_BYTES, KEY_NAME_BYTES, SEGMENT_BYTES, SEGMENT_ENTRIES
 from keyturn_protocol.merkle import leaf_hash
 from keyturn_protocol.note import Note, open_note, parse_note
 from keyturn_protocol.values import BootId
@@ -82,8 +82,7 @@ def parse_segment(data: bytes) -> Segment:
     """
     if len(data) > SEGMENT_BYTES:
         raise ProtocolError(Code.TOO_LARGE, "segment over its cap", expected=f"<= {SEGMENT_BYTES} bytes", got=len(data))
-    # From the end: the blank line inside the note, then the one before the note. Others are refused below.
-    at = data.rfind(b"\n\n", 0, max(data.rfind(b"\n\n"), 0))
+    at = _before_note(data)
     if at <= 0:
         raise ProtocolError(Code.BAD_SEGMENT, "not a segment", expected="entries, an empty line, a checkpoint")
     # Split no further than the cap: 4 MiB of newlines would become two million objects.
@@ -109,6 +108,23 @@ def parse_segment(data: bytes) -> Segment:
             Code.BAD_SEGMENT, "more entries than the checkpoint covers", expected=checkpoint.size, got=len(lines)
         )
     return Segment(name, checkpoint.size - len(lines), lines, note, checkpoint)
+
+
+def claimed_origin(data: bytes) -> str | None:
+    """The origin in a segment's checkpoint, found without a look at anything else; None where there can't be one.
+
+    It is what :func:`parse_segment` finds there, for everything that it accepts; believe nothing that rests on it.
+    """
+    at = _before_note(data)
+    if at <= 0:
+        return None
+    line = data[at + 2 : at + 2 + KEY_NAME_BYTES + 1].partition(b"\n")[0]
+    return line.decode() if 0 < len(line) <= KEY_NAME_BYTES and line.isascii() else None
+
+
+def _before_note(data: bytes) -> int:
+    """Where the empty line before the note is: from the end, the one inside the note comes first."""
+    return data.rfind(b"\n\n", 0, max(data.rfind(b"\n\n"), 0))
 
 
 @lru_cache(maxsize=16_384)

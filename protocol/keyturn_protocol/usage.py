@@ -422,8 +422,10 @@ class Folding:
         if pending is None:
             return
         uuids, of = list(self.present), _by_chip(pending.shares)
-        parts = enumerate(zip(*pending.sums, strict=True))
-        totals = [None if None in part else _HOW[i // len(uuids)](part) for i, part in parts]
+        totals = pending.sums[0]
+        if len(pending.sums) > 1:
+            parts = enumerate(zip(*pending.sums, strict=True))
+            totals = [None if None in part else _HOW[i // len(uuids)](part) for i, part in parts]
         for at in pending.chips:
             samples, *values = totals[at :: len(uuids)]
             shares = of.get(at, [])

@@ -360,9 +360,9 @@ def test_a_client_that_leaves_early_leaves_no_trace_in_the_log(
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\n"
     with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
         connection.sendall(head.encode() + b"abc")
-        while not verifier.service.ingest.budget.used:
+        while not verifier.service.ingest.intake.budget.used:
             time.sleep(0.005)
-    while verifier.service.ingest.budget.used:
+    while verifier.service.ingest.intake.budget.used:
         time.sleep(0.005)
     assert verifier.client.get("/healthz").status == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -72,7 +72,7 @@ def one_batch(verifier: Verifier, batches: list[int]) -> Iterator[Posting]:
         yield posting
         # Whatever was sent is in the queue when its bytes are counted.
         ingest = verifier.service.ingest
-        until(lambda: len(ingest._queue) == len(posting._threads) - 1 or len(posting.answers) > 0)
+        until(lambda: len(ingest.intake) == len(posting._threads) - 1 or len(posting.answers) > 0)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_two_segments_of_one_log_are_never_in_one_batch(verifier: Verifier, batc
     first, second = node.segment(node.usage(1)), node.segment(node.usage(1))
     with one_batch(verifier, batches) as posting:
         posting.send(first)
-        until(lambda: len(verifier.service.ingest._queue) == 1)
+        until(lambda: len(verifier.service.ingest.intake) == 1)
         posting.send(second)
     answers = posting.join()
 
@@ -170,7 +170,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path, batches: list[int],
         with one_batch(verifier, batches) as posting:
             for node in nodes:
                 posting.send(node.segment(node.usage(2)))
-            until(lambda: len(posting.answers) + len(verifier.service.ingest._queue) == len(nodes))
+            until(lambda: len(posting.answers) + len(verifier.service.ingest.intake) == len(nodes))
         answers = posting.join()
         refused = [a for a in answers if a.status != 200]
         assert refused
@@ -233,7 +233,7 @@ def test_a_client_that_goes_away_doesnt_lose_its_segment(verifier: Verifier) -> 
     with verifier.write_lock(), socket.create_connection((address.hostname, address.port)) as raw:
         head = f"POST {api.SEGMENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: {api.SEGMENT_TYPE}\r\n"
         raw.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: verifier.service.ingest.budget.used > 0)
+        until(lambda: verifier.service.ingest.intake.budget.used > 0)
     until(lambda: verifier.count("segment") == 2)
     assert verifier.client.post(node.segment(node.usage(1))).status == 200
 
@@ -288,5 +288,5 @@ def test_every_byte_that_was_taken_is_given_back(tmp_path: Path, database: Datab
             verifier.client.post_raw(body)
         verifier.client.request("POST", "/v1/join", b"x" * 4_000)
         verifier.client.request("POST", "/v1/join", b"x" * 5_000)
-        until(lambda: verifier.service.ingest.budget.used == 0)
+        until(lambda: verifier.service.ingest.intake.budget.used == 0)
         assert verifier.client.post(node.segment(node.usage(1))).status == 200

@@ -1,6 +1,7 @@
 """What waits for the ingest thread: big uploads never hold up small ones, and nothing is stored twice over."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from keyturn_protocol.limits import SEGMENT_BYTES
 from keyturn_verifier.budget import Budget
 from keyturn_verifier.lanes import BIG_BYTES, Item, Lanes
 from keyturn_verifier.problems import Refusal
-from keyturn_verifier.upload import open_upload, segment_size
-from tests.support.node import Reply
+from keyturn_verifier.upload import claimed_log, open_upload, segment_size
+from tests.support.node import Node, Reply
 from tests.support.verifier import Verifier
 
 BIG, SMALL = b"b" * 1_000, b"s" * 100
@@ -66,17 +67,51 @@ def test_what_a_frame_says_of_its_segment() -> None:
         open_upload(lying, plain=False)
 
 
+def test_whose_an_upload_is_stands_in_its_checkpoint() -> None:
+    node = Node.new()
+    segment = node.first(chips=3, usage=20)
+    assert claimed_log(segment, plain=True) == claimed_log(zstd.compress(segment), plain=False) == node.origin
+    assert claimed_log(b"\n\nnot entries" + segment, plain=True) == node.origin
+    for junk in (b"", b"\n" * 999, b"no segment", segment.replace(b"\n\n", b"\n"), b"\nx\n\n" + b"y" * 999 + b"\n\n"):
+        assert claimed_log(junk, plain=True) is None, junk
+    with pytest.raises(Refusal):
+        claimed_log(segment, plain=False)
+
+
 def test_the_same_upload_waits_once() -> None:
     lanes = Lanes(256, 2**20)
     first = item(SMALL)
+    assert not lanes.join(first)
     assert lanes.add(first)
-    assert not lanes.add(item(SMALL))
-    assert lanes.add(item(SMALL, plain=True))
-    assert lanes.add(item(SMALL, shown=b"receipt"))
+    assert lanes.join(item(SMALL))
+    for other in (item(SMALL, plain=True), item(SMALL, shown=b"receipt")):
+        assert not lanes.join(other)
+        assert lanes.add(other)
     assert len(lanes) == 3
     assert lanes.take()[0] is first
     # Once it is being stored, a copy waits anew.
+    assert not lanes.join(item(SMALL))
+
+
+def test_a_log_has_one_place_and_one_that_only_its_key_opens() -> None:
+    lanes = Lanes(1, 2**20)
+
+    def of(log: str, body: bytes, *, signed: bool = False) -> Item:
+        return Item(body, plain=True, size=9, log=log, signed=signed)
+
+    assert lanes.add(of("a", b"1"))
+    assert (lanes.taken("a"), lanes.taken("b")) == (True, False)
+    assert not lanes.add(of("a", b"2"))
+    assert lanes.add(of("b", b"3"))
+    assert lanes.add(of("a", b"4", signed=True))
+    assert not lanes.add(of("a", b"5", signed=True))
+    # What says nothing of itself takes nobody's place.
     assert lanes.add(item(SMALL))
+    assert lanes.add(item(BIG))
+    # The place is free when the upload is being stored.
+    while lanes.taken("a"):
+        assert lanes.take()
+    assert lanes.add(of("a", b"2"))
 
 
 def test_big_uploads_leave_room_for_small_ones() -> None:
@@ -112,5 +147,49 @@ def test_impatient_hosts_get_one_receipt(tmp_path: Path) -> None:
         assert len(replies) == 21
         assert {reply.status for reply in replies} <= {200, 429}
         assert len({reply.body for reply in replies if reply.status == 200}) == 1
-        assert verifier.service.ingest.budget.used == 0
-        assert len(verifier.service.ingest._queue) == 0
+        assert verifier.service.ingest.intake.budget.used == 0
+        assert len(verifier.service.ingest.intake) == 0
+
+
+def test_a_flood_takes_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a log that sends many different uploads one waits; bytes that only say that they are of it keep none out."""
+    monkeypatch.setattr("keyturn_verifier.intake._PAUSE_S", 0)
+    with Verifier(tmp_path) as verifier:
+        flooder, victim, blocker = verifier.enrolled(chips=64), verifier.enrolled(), verifier.joined()
+        intake = verifier.service.ingest.intake
+        flood = [flooder.segment(flooder.usage(count)) for count in (1, 1, 1, 60, 60)]
+        assert len(flood[-1]) > BIG_BYTES > len(flood[0])
+        signed = victim.segment(victim.usage(1))
+        forged = [signed[:-30] + letter * 20 + signed[-10:] for letter in (b"A", b"B")]
+        replies: dict[str, list[Reply]] = {}
+        threads: list[threading.Thread] = []
+
+        def send(who: str, segment: bytes, waiting: int) -> None:
+            def post() -> None:
+                replies.setdefault(who, []).append(verifier.client.post(segment))
+
+            threads.append(threading.Thread(target=post))
+            threads[-1].start()
+            while len(intake) < waiting and threads[-1].is_alive():
+                time.sleep(0.002)
+
+        with verifier.write_lock():
+            send("blocker", blocker.first(), 0)
+            while verifier.service.ingest.intake.budget.used == 0 or len(intake):
+                time.sleep(0.002)
+            send("flooder", flood[0], 1)
+            for segment in flood[1:]:
+                send("refused", segment, 99)
+            assert len(intake) == 1
+            send("forger", forged[0], 2)
+            send("refused", forged[1], 99)
+            send("victim", signed, 3)
+        for thread in threads:
+            thread.join()
+        told = {who: [reply.status for reply in all_] for who, all_ in replies.items()}
+        assert told == {"blocker": [200], "flooder": [200], "refused": [429] * 5, "forger": [403], "victim": [200]}
+        assert all(int(reply.headers["retry-after"]) > 0 for reply in replies["refused"])
+        assert intake.budget.used == 0
+        # What was told to come back is stored when it does.
+        for segment in flood[1:]:
+            assert verifier.client.post(segment).status == 200

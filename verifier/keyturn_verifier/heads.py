@@ -93,7 +93,7 @@ def head_values(head: Head) -> dict[str, object]:
 
 
 class Heads:
-    """A bounded cache in front of the ``log`` table. Used by the batching thread alone.
+    """A bounded cache in front of the ``log`` table. Used by the batching thread alone, but for :meth:`peek`.
 
     Another replica may have moved a log since: an entry is good enough to accept a segment on, because the
     transaction looks again under the log's lock, and for nothing else.
@@ -140,6 +140,11 @@ class Heads:
         self._cache.move_to_end(origin)
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)
+
+    def peek(self, origin: str) -> Head | None:
+        """What is cached of a log, if anything is. Any thread may ask."""
+        known = self._cache.get(Origin(origin))
+        return None if known is None else known.head
 
     def forget(self, origins: Iterable[Origin]) -> None:
         """Read these again next time."""

@@ -1,4 +1,4 @@
-"""Ingest: a bounded queue, and one thread that decides and commits what is in it, batch by batch.
+"""Ingest: one thread that decides and commits what is queued, batch by batch.
 
 There is no timer: a batch forms while the last one commits, so that an idle server answers at once and a busy
 one shares each fsync among many segments. The same thread publishes the verifier's log between batches; a
@@ -19,7 +19,6 @@ from sqlalchemy.exc import OperationalError
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.ids import NodeId
 from keyturn_protocol.receive import Accepted, Behind, Fork, Invalid, Refused, Stored, decide
-from keyturn_verifier.budget import Budget
 from keyturn_verifier.chores import Chores
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
@@ -29,11 +28,12 @@ from keyturn_verifier.db.history import history
 from keyturn_verifier.enrolment import Joining
 from keyturn_verifier.errors import OutcomeUnknown, StaleHead
 from keyturn_verifier.heads import Expected, Heads, Known
+from keyturn_verifier.intake import Intake
 from keyturn_verifier.keyfiles import Keys
-from keyturn_verifier.lanes import Answer, Item, Lanes
+from keyturn_verifier.lanes import Answer, Item
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.rates import Rates
-from keyturn_verifier.upload import Upload, open_upload, segment_size
+from keyturn_verifier.upload import Upload, open_upload
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Opened:
 
 
 class Ingest:
-    """The queue and its thread. :meth:`submit` belongs to the event loop, all else to the thread."""
+    """The thread, and the queue that it empties: ``intake`` is what the event loop has to do with."""
 
     def __init__(self, config: Config, engine: Engine, keys: Keys, clock: Clock) -> None:
         self._limits = config.limits
@@ -60,14 +60,10 @@ class Ingest:
         self._clock = clock
         self._heads = Heads(config.deployment, config.limits.cached_heads)
         self._committer = Committer(engine, keys.receipt, clock)
-        self._queue = Lanes(config.limits.batch_segments, config.limits.batch_bytes)
-        self.budget = Budget(config.limits.queue_bytes)
-        """Holds what is read and not answered yet."""
+        self.intake = Intake(config.limits, self._heads)
         self.batches = 0
         """Transactions that stored segments."""
         self._rates = Rates(config.limits, time.monotonic)
-        self._wake = threading.Condition()
-        self._stopping = False
         self._chores = Chores(engine, keys.log, clock, config.limits.publish_interval_ms)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
@@ -79,30 +75,12 @@ class Ingest:
 
     def stop(self) -> None:
         """Answer what is queued, publish, and end. Blocks."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self.intake.stop()
         self._thread.join()
-
-    def submit(self, body: bytes, *, plain: bool, shown: bytes | None = None) -> "asyncio.Future[bytes]":
-        """Queue an upload whose bytes are in the budget, and leave them to the queue; the future gives its receipt.
-
-        :raises Refusal: ``overloaded``: the server is shutting down.
-        """
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        item = Item(body, plain, segment_size(body, plain=plain), shown, [future])
-        with self._wake:
-            if self._stopping:
-                self.budget.give(len(body))
-                raise Refusal(ProblemCode.OVERLOADED, "this server is shutting down; nothing was stored")
-            if not self._queue.add(item):
-                self.budget.give(len(body))
-            self._wake.notify()
-        return future
 
     def _run(self) -> None:
         while True:
-            items = self._next()
+            items = self.intake.next(self._chores.due_s)
             if items is None:
                 break
             for group in self._opened(items):
@@ -111,20 +89,9 @@ class Ingest:
             self._chores.run()
         self._chores.run(last=True)
 
-    def _next(self) -> list[Item] | None:
-        """The next batch; empty when it is time to publish, None at the end."""
-        with self._wake:
-            while not self._queue:
-                if self._stopping:
-                    return None
-                wait_s = self._chores.due_s()
-                if not self._wake.wait(timeout=wait_s) and wait_s is not None:
-                    return []
-            return self._queue.take()
-
     def _release(self, items: Sequence[Item]) -> None:
         """Hand every answer to the event loop at once."""
-        self.budget.give(sum(len(item.body) for item in items))
+        self.intake.budget.give(sum(len(item.body) for item in items))
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver, items)
 
@@ -215,8 +182,10 @@ class Ingest:
                     )
                     continue
                 decided = _decide_one(connection, upload, heads[name.origin])
-                if not (isinstance(decided, Change) and isinstance(decided.decision, Accepted)):
+                accepted = isinstance(decided, Change) and isinstance(decided.decision, Accepted)
+                if not accepted and not isinstance(decided, bytes):
                     # What is cached may be behind another replica, and this is not looked at again under the lock.
+                    # A receipt was just read where it is stored: hosts that lost patience ask for many.
                     stored = self._heads.load(connection, [name], now_us, stored=True)
                     decided = _decide_one(connection, upload, stored[name.origin])
                 if isinstance(decided, Change) and isinstance(decided.decision, Accepted):

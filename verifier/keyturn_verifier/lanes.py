@@ -1,4 +1,4 @@
-"""Uploads that wait for the ingest thread: in two lanes, and none of them twice.
+"""Uploads that wait for the ingest thread: in two lanes, one of each log, and none of them twice.
 
 Hosts send small uploads all day; big ones are backlogs, or a host that floods. A big one takes a hundred times as
 long, so that in one lane a few of them would hold up everybody. Here they ride along: with small ones waiting, a
@@ -6,6 +6,10 @@ batch has room for few big ones, and always for one.
 
 A host that got no answer in time sends the same bytes again. While the first copy waits, more copies are only more
 clients of one answer: what overload costs doesn't grow with the impatience of hosts.
+
+A log has one place in the queue, so that a host that floods fills no more of it than any other. Whose an upload is
+only its checkpoint says, and that isn't verified yet: bytes of anybody may have taken the place. So there is a second
+one for each log, which only the next segment of that log gets, under its own key's signature.
 """
 
 import asyncio
@@ -28,6 +32,8 @@ class Item:
 
     :param size: bytes of the segment, as the frame says: what storing it will cost.
     :param shown: the receipt that came with it, unread.
+    :param log: what it says it is of; None where that is no segment: the thread refuses it then.
+    :param signed: the log's own key says so too, and it is the log's next segment.
     """
 
     body: bytes
@@ -36,6 +42,8 @@ class Item:
     shown: bytes | None = None
     futures: "list[asyncio.Future[bytes]]" = field(default_factory=list)
     answer: Answer | None = None
+    log: str | None = None
+    signed: bool = False
 
     @property
     def _same(self) -> tuple[bytes, bool, bytes | None]:
@@ -55,16 +63,32 @@ class Lanes:
         self._small: deque[Item] = deque()
         self._big: deque[Item] = deque()
         self._waiting: dict[tuple[bytes, bool, bytes | None], Item] = {}
+        self._places: set[tuple[str, bool]] = set()
+        """A log, and whether it is the place of what its key has signed."""
 
     def __len__(self) -> int:
         return len(self._small) + len(self._big)
 
-    def add(self, item: Item) -> bool:
-        """Queue an upload; returns whether it is new here: else those who wait for it join the first copy."""
-        first = self._waiting.setdefault(item._same, item)
-        if first is not item:
-            first.futures += item.futures
+    def join(self, item: Item) -> bool:
+        """Whether a copy of an upload waits, which those who wait for this one join then."""
+        first = self._waiting.get(item._same)
+        if first is None:
             return False
+        first.futures += item.futures
+        return True
+
+    def taken(self, log: str | None) -> bool:
+        """Whether the place of a log is taken that needs no signature."""
+        return log is not None and (log, False) in self._places
+
+    def add(self, item: Item) -> bool:
+        """Queue an upload of which no copy waits; returns whether there was a place for it."""
+        if item.log is not None:
+            place = item.log, item.signed
+            if place in self._places:
+                return False
+            self._places.add(place)
+        self._waiting[item._same] = item
         (self._big if item.size > BIG_BYTES else self._small).append(item)
         return True
 
@@ -86,4 +110,6 @@ class Lanes:
             sent += len(items[-1].body)
         for item in items:
             del self._waiting[item._same]
+            if item.log is not None:
+                self._places.discard((item.log, item.signed))
         return items

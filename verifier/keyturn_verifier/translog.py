@@ -23,7 +23,13 @@ from keyturn_verifier.keyfiles import SigningKey
 
 _HEAD: Final = 1
 """The id of the one row of ``tree_head``."""
-_COLUMNS: Final = (tree_head.c.size, tree_head.c.frontier, tree_head.c.time_us)
+# Made once: SQLAlchemy takes longer to put a statement together than a database to run these.
+_READ: Final = select(tree_head.c.size, tree_head.c.frontier, tree_head.c.time_us).where(tree_head.c.id == _HEAD)
+_LOCK: Final = _READ.with_for_update()
+_MOVE: Final = update(tree_head).where(tree_head.c.id == _HEAD)
+_NEWEST: Final = (
+    select(tree_checkpoint.c.size, tree_checkpoint.c.time_us).order_by(tree_checkpoint.c.size.desc()).limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,12 @@ def create(connection: Connection, body: LeafBody, now_us: int) -> None:
 
 def head(connection: Connection) -> Head:
     """The newest committed state. Another transaction may move it at once, unless :func:`lock` was called."""
-    return _head(connection, select(*_COLUMNS).where(tree_head.c.id == _HEAD))
+    return _head(connection, _READ)
 
 
 def lock(connection: Connection) -> Head:
     """The newest state, which can't move until the transaction ends: the last lock that any transaction takes."""
-    return _head(connection, select(*_COLUMNS).where(tree_head.c.id == _HEAD).with_for_update())
+    return _head(connection, _LOCK)
 
 
 def _head(connection: Connection, query: Select[tuple[int, bytes, int]]) -> Head:
@@ -66,7 +72,7 @@ def _head(connection: Connection, query: Select[tuple[int, bytes, int]]) -> Head
 
 def newest_us(connection: Connection) -> int:
     """The time of the newest committed leaf, without waiting for anybody."""
-    return _head(connection, select(*_COLUMNS).where(tree_head.c.id == _HEAD)).time_us
+    return _head(connection, _READ).time_us
 
 
 def append(connection: Connection, bodies: Sequence[LeafBody], now_us: int) -> Head:
@@ -84,11 +90,7 @@ def append(connection: Connection, bodies: Sequence[LeafBody], now_us: int) -> H
     rows = [(old.size + i, digest, leaf) for i, (digest, leaf) in enumerate(zip(hashes, leaves, strict=True))]
     many_leaves(connection.engine).run(connection, rows)
     _complete_tiles(connection, old.size, new.size)
-    connection.execute(
-        update(tree_head)
-        .where(tree_head.c.id == _HEAD)
-        .values(size=new.size, frontier=new.frontier.to_bytes(), time_us=time_us)
-    )
+    connection.execute(_MOVE, {"size": new.size, "frontier": new.frontier.to_bytes(), "time_us": time_us})
     return new
 
 
@@ -144,8 +146,7 @@ def publish(connection: Connection, key: SigningKey, now_us: int) -> bytes:
 def publish_after(connection: Connection, now_us: int, interval_us: int) -> bool | None:
     """Whether to publish now: None if everything is published, False if any replica did so within the interval."""
     size = head(connection).size
-    query = select(tree_checkpoint.c.size, tree_checkpoint.c.time_us).order_by(tree_checkpoint.c.size.desc()).limit(1)
-    newest = connection.execute(query).one_or_none()
+    newest = connection.execute(_NEWEST).one_or_none()
     if newest is None:
         return True
     if newest.size == size:

@@ -9,7 +9,8 @@ from backports import zstd
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.limits import SEGMENT_BYTES
-from keyturn_protocol.segment import Segment, parse_segment
+from keyturn_protocol.receive import Head
+from keyturn_protocol.segment import Segment, claimed_origin, node_key, parse_segment, verify_head
 from keyturn_verifier.problems import Refusal
 
 WINDOW_LOG: Final = 23
@@ -59,6 +60,24 @@ def segment_size(body: bytes, *, plain: bool) -> int:
     except zstd.ZstdError:
         return len(body)
     return SEGMENT_BYTES if said is None else min(said, SEGMENT_BYTES)
+
+
+def claimed_log(body: bytes, *, plain: bool) -> str | None:
+    """The log that an upload says it is of, unverified; None for what can't be a segment.
+
+    :raises Refusal: as :func:`decompress`.
+    """
+    return claimed_origin(body if plain else decompress(body))
+
+
+def follows(body: bytes, head: Head, *, plain: bool) -> bool:
+    """Whether the key of a log has signed an upload, and it begins where the log ends."""
+    try:
+        segment = parse_segment(body if plain else decompress(body))
+        verify_head(segment, node_key(head.name.origin, head.public_key))
+    except (Refusal, ProtocolError):
+        return False
+    return segment.start == head.size
 
 
 def compress(data: bytes) -> bytes:

@@ -1,6 +1,8 @@
 """Look-ups in what is stored of a log, for segments at or below its known size."""
 
-from sqlalchemy import Connection, select
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, select
 
 from keyturn_protocol.ids import Hash
 from keyturn_protocol.merkle import Frontier
@@ -10,17 +12,19 @@ from keyturn_verifier.db.tables import segment, segment_body
 from keyturn_verifier.errors import stored as damage
 from keyturn_verifier.upload import decompress
 
+_LOG: Final = segment.c.log_id == bindparam("log")
+_STORED: Final = select(segment.c.sha256, segment.c.receipt).where(
+    _LOG, segment.c.start == bindparam("start"), segment.c.end == bindparam("end")
+)
+"""Made once: every impatient host asks this, and putting it together takes longer than running it."""
+
 
 def history(connection: Connection, log_id: int | None) -> History:
     """The history of one log; of a log that is not there yet there is none, and nobody asks."""
 
     @damage
     def stored(start: int, end: int) -> StoredSegment | None:
-        row = connection.execute(
-            select(segment.c.sha256, segment.c.receipt).where(
-                segment.c.log_id == log_id, segment.c.start == start, segment.c.end == end
-            )
-        ).one_or_none()
+        row = connection.execute(_STORED, {"log": log_id, "start": start, "end": end}).one_or_none()
         return None if row is None else StoredSegment(row.sha256, row.receipt)
 
     @damage

@@ -66,7 +66,7 @@ def router(service: Service) -> APIRouter:
             unpublished, lag_s = publish_lag(connection, service.clock())
             behind = rollup_lag(connection)
         gauges = {
-            "keyturn_queue_bytes": (service.ingest.budget.used, "Bytes of uploads that wait for an answer."),
+            "keyturn_queue_bytes": (service.ingest.intake.budget.used, "Bytes of uploads that wait for an answer."),
             "keyturn_queue_limit_bytes": (service.config.limits.queue_bytes, "The most that may wait."),
             "keyturn_unpublished_leaves": (unpublished, "Leaves that no checkpoint covers yet."),
             "keyturn_rollup_lag_leaves": (behind, "Leaves whose segments each page of totals has to add by itself."),

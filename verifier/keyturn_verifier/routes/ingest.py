@@ -1,4 +1,6 @@
-"""``POST /v1/segments``: the one asynchronous write route, plain ASGI. It never verifies nor decompresses."""
+"""``POST /v1/segments``: the one asynchronous write route, plain ASGI. Nothing big is decompressed on the event
+loop, and nothing verified.
+"""
 
 from typing import Final
 
@@ -19,7 +21,7 @@ class Segments:
     """The endpoint."""
 
     def __init__(self, service: Service) -> None:
-        self._ingest = service.ingest
+        self._intake = service.ingest.intake
         self._metrics = service.metrics
         self._timeout_s = service.config.limits.body_timeout_s
 
@@ -30,9 +32,11 @@ class Segments:
         plain = _is_plain(headers)
         cap = SEGMENT_BYTES if plain else UPLOAD_BYTES
         content_length(headers, cap)
-        body = await read_body(receive, cap, self._timeout_s, self._ingest.budget)
-        receipt = await self._ingest.submit(body, plain=plain, shown=headers.get(_SHOWN))
-        self._metrics.receipt(len(body))
+        body = await read_body(receive, cap, self._timeout_s, self._intake.budget)
+        size, answer = len(body), self._intake.submit(body, plain=plain, shown=headers.get(_SHOWN))
+        del body  # what is refused must not be held while its client waits to be told
+        receipt = await answer
+        self._metrics.receipt(size)
         start = [*_RECEIPT_HEADERS, (b"content-length", b"%d" % len(receipt))]
         await send({"type": "http.response.start", "status": 200, "headers": start})
         await send({"type": "http.response.body", "body": receipt})

@@ -21,7 +21,7 @@ def router(service: Service) -> APIRouter:
 
     async def body(request: Request) -> bytes:
         content_length(dict(request.scope["headers"]), BODY_BYTES)
-        budget = service.ingest.budget
+        budget = service.ingest.intake.budget
         raw = await read_body(request.receive, BODY_BYTES, limits.body_timeout_s, budget)
         budget.give(len(raw))
         return raw

@@ -99,7 +99,7 @@ def small_body(service: Service) -> Callable[[Request], Awaitable[bytes]]:
 
     async def body(request: Request) -> bytes:
         content_length(dict(request.scope["headers"]), BODY_BYTES)
-        budget = service.ingest.budget
+        budget = service.ingest.intake.budget
         raw = await read_body(request.receive, BODY_BYTES, service.config.limits.body_timeout_s, budget)
         budget.give(len(raw))
         return raw

@@ -27,7 +27,7 @@ def router(service: Service) -> APIRouter:
 
     async def body(request: Request) -> bytes:
         content_length(dict(request.scope["headers"]), ENVELOPE_BYTES)
-        budget = service.ingest.budget
+        budget = service.ingest.intake.budget
         raw = await read_body(request.receive, ENVELOPE_BYTES, service.config.limits.body_timeout_s, budget)
         budget.give(len(raw))
         return raw
