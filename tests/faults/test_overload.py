@@ -87,7 +87,8 @@ def test_twice_the_sustainable_rate(state: Path, tmp_path: Path, request: pytest
     held = (
         f"{len(seen.receipts)} receipts, {seen.held} held back, {min(before.values())} to {max(before.values())} a host"
     )
-    print(f"\n{database}: {rate:.0f}/s sustained, then twice that for {SECONDS:.0f} s: {dict(seen.statuses)}, {held}")
+    offered = f"then {seen.offered / SECONDS:.0f}/s for {SECONDS:.0f} s"
+    print(f"\n{database}: {rate:.0f}/s sustained, {offered}: {dict(seen.statuses)}, {held}")
     print(f"rss {max(seen.rss) >> 20} MiB, queue {seen.queued} bytes, {dict(seen.readings)}")
     record(
         "faults", f"verifier ({database})", "twice the sustainable load, a flooding host, dawdling clients, readers",

@@ -36,8 +36,10 @@ class Seen:
     rss: list[int] = field(default_factory=list)
     queued: int = 0
     """The most bytes that waited in the server."""
+    offered: int = 0
+    """Uploads that were due, as far as this client got."""
     held: int = 0
-    """Uploads that were due while all connections waited."""
+    """Of these: while all connections waited."""
 
     def note(self, status: int, headers: Headers, what: str) -> None:
         self.statuses[status] += 1
@@ -166,13 +168,14 @@ class Load:
         return (len(self.seen.receipts) - before) / seconds
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """``rate`` uploads a second, from host after host."""
+        """``rate`` uploads a second, from host after host; fewer where this client can't keep up either."""
         began = time.monotonic()
         tasks: set[asyncio.Task[None]] = set()
         for at, host in enumerate(itertools.cycle(self.hosts)):
             due = began + at / rate
-            if due > began + seconds:
+            if max(due, time.monotonic()) > began + seconds:
                 break
+            self.seen.offered += 1
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if self._waiting >= CONNECTIONS:
                 self.seen.held += 1
