@@ -24,9 +24,10 @@ def report(name: str, *, seconds: float, limit_s: float, bar: float | None, **mo
     _print({"name": name, "ratio": round(ratio, 3), "bar": bar, "holds": bar is None or ratio >= bar, **more})
 
 
-def report_below(name: str, value: float, unit: str, *, bar: float, **more: object) -> None:
-    """Print a figure that has to stay below ``bar``, both in ``unit``."""
-    _print({"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": value < bar, **more})
+def report_below(name: str, value: float, unit: str, *, bar: float | None, **more: object) -> None:
+    """Print a figure that has to stay below ``bar``, both in ``unit``; None where nothing is asked."""
+    holds = bar is None or value < bar
+    _print({"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": holds, **more})
 
 
 def _print(line: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Ingest: a batch by itself on SQLite and on PostgreSQL, and small segments over HTTP on SQLite.
+"""Ingest on SQLite and on PostgreSQL: a batch by itself, and small segments over HTTP.
 
 service    segments of 8-GPU hosts through queue, thread and transaction, against the same bytes through zstd, SHA-256,
            typed decode, one Ed25519 check and one plain durable write a batch. 256 entries and 6. Bar for the large
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing.connection import Connection
@@ -94,11 +95,16 @@ def make_load(hosts: int, rounds: int, entries: int) -> Load:
 
 
 def join(verifier: Verifier, load: Load) -> None:
+    """Enrol every host: side by side, or the commits of hundreds take a minute before anything is measured."""
     token = verifier.join_token(len(load.hosts))
-    for host, frame in zip(load.hosts, load.first, strict=True):
+
+    def one(host: Host, frame: bytes) -> None:
         assert verifier.client.join_with(str(host.vkey), token).status == 200
         reply = verifier.client.post_raw(frame)
         assert reply.status == 200, reply
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(one, load.hosts, load.first))
 
 
 def limit_of(frames: list[bytes], keys: list[bytes]) -> Callable[[Path], None]:
@@ -320,9 +326,7 @@ def main() -> None:
         for store in found:
             service_alone(store, large, 256, 0.5 if store.server is None else 0.4)
             service_alone(store, small, SMALL_ENTRIES, None)
-            if store.server is None:
-                # Not yet on PostgreSQL: the served process did not come up on the benchmark's own server.
-                over_http(store, http)
+            over_http(store, http)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ KEYTURN_BENCH_GPUS and KEYTURN_BENCH_WORKLOADS make it smaller. Durability: SQLi
 with fsync off, which reads don't see.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from sqlalchemy import Connection, Engine, insert, select, text
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _host import Host
+from _report import report_below
 
 from keyturn_protocol.canonical import encode, encode_record
 from keyturn_protocol.chips import chip_table
@@ -223,7 +223,7 @@ def fill(engine: Engine) -> int:
     return count + len(batch)
 
 
-def measure(name: str, database: str, work: Callable[[], object], one_read_ms: float, **more: object) -> None:
+def measure(name: str, work: Callable[[], object], **more: object) -> None:
     """p50 and p95 of many calls."""
     work()
     walls, cpu = [], time.process_time()
@@ -234,9 +234,7 @@ def measure(name: str, database: str, work: Callable[[], object], one_read_ms: f
     cpu_ms = (time.process_time() - cpu) * 1_000 / RUNS
     walls.sort()
     p50, p95 = walls[RUNS // 2], walls[RUNS * 95 // 100]
-    line = {"name": f"totals, {name}", "database": database, "p50_ms": round(p50, 1), "p95_ms": round(p95, 1)}
-    line |= {"cpu_ms": round(cpu_ms, 1), "one_indexed_read_ms": round(one_read_ms, 3), "bar_ms": BAR_MS}
-    print(json.dumps({**line, "holds": p95 < BAR_MS, **more}), flush=True)
+    report_below(name, p95, "ms (p95)", bar=BAR_MS, p50_ms=round(p50, 1), cpu_ms=round(cpu_ms, 1), **more)
 
 
 def one_read(engine: Engine) -> float:
@@ -282,35 +280,36 @@ def pages(totals: Totals) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "a day by node, 20 lines", buckets(Filter(NOW_S - DAY_S, NOW_S), "day", "node", 20)
 
 
-def run(database: str, verifier: Verifier) -> None:
+def run(database: str, durability: str, verifier: Verifier) -> None:
     start = time.perf_counter()
     count = fill(verifier.engine)
-    facts = {"gpus": GPUS, "sums": count, "fill_s": round(time.perf_counter() - start)}
+    facts: dict[str, object] = {"gpus": GPUS, "sums": count, "fill_s": round(time.perf_counter() - start)}
     sources = Sources()
     totals = Totals(verifier.engine, chip_table(), sources)
     start = time.perf_counter()
     totals.workloads(Filter(), NOW_S * 1_000_000, None, 1)
     facts["first_page_after_start_s"] = round(time.perf_counter() - start, 2)
-    one_ms = one_read(verifier.engine)
+    facts["one_indexed_read_ms"] = round(one_read(verifier.engine), 3)
     for name, work in pages(totals):
-        measure(name, database, work, one_ms, **facts)
+        measure(f"totals, {name}, {database}", work, durability=durability, **facts)
     keeper = Keeper(verifier.engine, chip_table(), 1_000, sources)
     cpu = time.process_time()
     keeper.step()
-    line = {"name": "totals, one pass", "database": database, "segments": LIVE_HOSTS}
-    print(json.dumps({**line, "cpu_ms": round((time.process_time() - cpu) * 1_000, 1), **facts}), flush=True)
+    cpu_ms = (time.process_time() - cpu) * 1_000
+    name = f"totals, one pass of the keeper, {database}"
+    report_below(name, cpu_ms, "ms of CPU", bar=None, segments=LIVE_HOSTS, durability=durability, **facts)
 
 
 def main() -> None:
     quiet = {"rollup_interval_ms": 10**9, "clock": lambda: NOW_S * 1_000_000}
     with tempfile.TemporaryDirectory() as folder, Verifier(Path(folder), **quiet) as verifier:  # type: ignore[arg-type]
-        run("sqlite", verifier)
+        run("SQLite", "WAL, synchronous=FULL", verifier)
     with (
         own_server() as server,
         tempfile.TemporaryDirectory() as folder,
         Verifier(Path(folder), db=server.database, **quiet) as verifier,  # type: ignore[arg-type]
     ):
-        run("postgresql", verifier)
+        run("PostgreSQL", "fsync=off, which reads don't see", verifier)
 
 
 if __name__ == "__main__":
