@@ -8,8 +8,10 @@ from keyturn_cli.layout import Block, Rows
 from keyturn_cli.output import clean
 from keyturn_cli.units import NOT_KNOWN, NOT_MEASURED, at_most, count, duration, energy, flop_range, moment, scientific
 from keyturn_protocol.api import FindingItem, FlopInterval, NodeLog, WorkloadTotal
+from keyturn_protocol.audit_runs import RunTotal
 from keyturn_protocol.findings import Finding, Severity
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
+from keyturn_protocol.leases import TERA
 from keyturn_protocol.usage import UsageRow
 
 POOLS = (UNATTRIBUTED, GAP)
@@ -76,6 +78,23 @@ def _declared(total: WorkloadTotal) -> tuple[str, str, str]:
 def interval(of: FlopInterval) -> tuple[str, str]:
     """Both ends, and the best estimate: without an upper end nobody has one, only a part that is known."""
     return flop_range(of.low, of.high), NOT_KNOWN if of.high is None else scientific(int(of.best))
+
+
+def runs(totals: Iterable[RunTotal]) -> Rows:
+    """Runs of the start switch, as an audit recomputes them."""
+    made = Rows("RUN", "LABEL", "STATE", "CHARGED", "BUDGET", "RECOMPUTED", "EPOCH", folds=["LABEL"])
+    for total in totals:
+        short = total.charged_tflop * TERA < total.recomputed_flop
+        made.add(
+            total.hash[:12],
+            clean(total.label),
+            str(total.state),
+            scientific(total.charged_tflop * TERA, "up"),
+            scientific(total.budget_tflop * TERA, "down"),
+            Text(scientific(total.recomputed_flop, "up"), style="red" if short else ""),
+            str(total.epoch),
+        )
+    return made
 
 
 def nodes(logs: Iterable[NodeLog]) -> Rows:

@@ -44,6 +44,10 @@ def print_report(report: Report, out: Console) -> None:
         say("what verified before the contradictions above:", style="yellow")
     out.print(render.workloads(report.workloads))
     say()
+    if report.runs:
+        out.print(render.runs(report.runs))
+        say("without watchers the verifier alone can over-lease and hide a veto", style="yellow")
+        say()
     if report.findings:
         out.print(render.findings(report.findings))
         say()
@@ -120,6 +124,19 @@ def to_json(report: Report) -> dict[str, object]:
         "replacements": [
             {"old": link.old, "new": link.new, "reason": link.reason, "sha256": link.sha256, "leaf": link.index}
             for link in report.links
+        ],
+        "runs": [
+            {
+                "run": run.hash,
+                "label": run.label,
+                "state": str(run.state),
+                "budget_tflop": run.budget_tflop,
+                "charged_tflop": run.charged_tflop,
+                "committed_tflop": run.committed_tflop,
+                "recomputed_flop": str(run.recomputed_flop),
+                "epoch": run.epoch,
+            }
+            for run in report.runs
         ],
         "chip_table": report.chip_table,
         "chip_table_claimed": report.chip_table_claimed,

@@ -14,6 +14,7 @@ from keyturn_protocol.audit_log import Contradiction, LogResult, Task, audit_log
 from keyturn_protocol.audit_nodes import between, enrolled, frozen
 from keyturn_protocol.audit_rollback import quoted, shown
 from keyturn_protocol.audit_root import root_trust
+from keyturn_protocol.audit_runs import RunTotal, run_totals
 from keyturn_protocol.audit_statements import newest_logs, node_logs, said
 from keyturn_protocol.audit_tree import VerifierLog, audit_verifier_log, hold_against
 from keyturn_protocol.bundle import (
@@ -81,6 +82,8 @@ class Report:
     case: str | None = None
     links: tuple[Link, ...] = ()
     """Nodes that others replaced, as operators signed."""
+    runs: tuple[RunTotal, ...] = ()
+    """Every run that was asked for, in that order, recomputed at ``until_us``."""
 
 
 def open_manifest(reader: BundleReader) -> Manifest:
@@ -165,8 +168,9 @@ def conclude(
     usage = [to_row(key, values) for key, values in rows.items()]
     if not any(r.contradictions for r in results):
         found += _totals(reader, manifest, totals_json(usage, gaps))
-    people = said(reader, manifest, verifier_log, trust, operators if pinned else None, root_sha256)
+    people = said(reader, manifest, verifier_log, results, trust, operators if pinned else None, root_sha256)
     found += people.contradictions
+    findings += people.findings
     nodes = node_logs(verifier_log, results, people.links)
     late, more = between(manifest, results, verifier_log, takeovers(people.links, nodes))
     findings += [*more, *link_findings(people.links, nodes, newest_logs(verifier_log))]
@@ -225,6 +229,7 @@ def conclude(
         seen=seen,
         case=manifest.export.case,
         links=tuple(people.links),
+        runs=run_totals(people.switch, results, manifest.export.until_us),
     )
 
 

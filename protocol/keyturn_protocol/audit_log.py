@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from keyturn_protocol.api import Trust
+from keyturn_protocol.audit_leases import BundleLeases, Gathered, Gathering, survivor_findings
 from keyturn_protocol.audit_locate import locate
 from keyturn_protocol.bundle import (
     BundleReader,
@@ -16,6 +17,8 @@ from keyturn_protocol.bundle import (
     parse_segment_name,
     receipt_path,
 )
+from keyturn_protocol.charging import Charge
+from keyturn_protocol.chips import chip_table
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
 from keyturn_protocol.digest import digest
 from keyturn_protocol.entries import Genesis, Heartbeat, Inventory, WorkloadStarted, parse_entry
@@ -91,6 +94,8 @@ class LogResult:
     """When the verifier received the last segment, as its receipt says."""
     quotes: tuple[Quote, ...]
     """Checkpoints of the verifier's log that heartbeats quote, in order."""
+    gathered: Gathered
+    """What it says about leases."""
     findings: tuple[Finding, ...]
     contradictions: tuple[Contradiction, ...]
 
@@ -136,6 +141,7 @@ class _Log:
     name: LogName
     frontier: Frontier
     chain: ChainState
+    leases: Gathering
     fold: FoldState = EMPTY
     rows: Rows = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
@@ -155,7 +161,8 @@ class _Log:
 def audit_log(reader: BundleReader, task: Task) -> LogResult:
     """Verify one log from its first byte: files, signatures, tree, chain, receipts; and fold its usage."""
     name = parse_origin(task.ref.origin)
-    log = _Log(task, name, Frontier(), start_of(name.origin))
+    leases = Gathering(Charge(chip_table(), BundleLeases(reader)))
+    log = _Log(task, name, Frontier(), start_of(name.origin), leases)
     try:
         for path in task.segments:
             _segment(reader, log, path)
@@ -177,7 +184,8 @@ def audit_log(reader: BundleReader, task: Task) -> LogResult:
         listed=log.listed,
         receipt_s=log.receipt_s,
         quotes=tuple(log.quotes.kept),
-        findings=tuple(log.findings),
+        gathered=log.leases.gathered(),
+        findings=(*log.findings, *survivor_findings(name.origin, [*log.leases.charge.survivors.values()])),
         contradictions=tuple(log.contradictions),
     )
 
@@ -211,7 +219,7 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
                 expected=segment.checkpoint.root.hex(),
                 got=frontier.root().hex(),
             )
-        found = digest(log.name, key.public_key, log.chain, log.fold, segment.lines, hashes)
+        found = digest(log.name, key.public_key, log.chain, log.fold, segment.lines, hashes, log.leases.charge)
     except EntryError as error:
         raise _Stop(Contradiction(path, str(error), error.seq)) from None
     except ProtocolError as error:
@@ -230,6 +238,7 @@ def _segment(reader: BundleReader, log: _Log, path: str) -> None:
         log.at_followed[end] = (segment.checkpoint.root.hex(), found.chain.time_us)
     merge(log.rows, found.rows)
     log.gaps += found.gaps
+    log.leases.take(found.events, found.charged)
     log.listed = {**listed_in(found.events), **log.listed}
     for entry in found.events:
         match entry:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from keyturn_protocol.api import OperatorKey, Trust
+from keyturn_protocol.audit_leases import Taking
 from keyturn_protocol.audit_log import Contradiction, LogResult, listed
 from keyturn_protocol.audit_tree import VerifierLog
 from keyturn_protocol.authority import Refused
 from keyturn_protocol.bundle import VERIFIER_LOG, BundleReader, Manifest, lease_path, operator_keys, statement_path
 from keyturn_protocol.dsse import Envelope, verify
 from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.findings import Finding
 from keyturn_protocol.ids import LogName, NodeId, parse_origin
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.lease import open_lease, parse_lease
@@ -40,18 +42,22 @@ class Said:
     """Statements from the first root on."""
     rooted: bool = False
     """Whether the pinned root is one of those in the verifier's log."""
+    findings: list[Finding] = field(default_factory=list)
+    """About what nodes said about their leases."""
 
 
 def said(
     reader: BundleReader,
     manifest: Manifest,
     verifier_log: VerifierLog,
+    results: Sequence[LogResult],
     trust: Trust,
     operators: Sequence[OperatorKey] | None,
     root_sha256: str | None,
 ) -> Said:
-    """Check every statement of a bundle, in the order of their leaves, and the leases that statements follow upon.
+    """Check every statement and lease of a bundle, in the order of their leaves.
 
+    :param results: of all logs: what they asked for, and what they charged.
     :param trust: the keys that the verifier's log was checked with; a root has to name the same.
     :param operators: whose statements count before there is a root; None if the auditor pinned none.
     :param root_sha256: the pinned root, in hex.
@@ -59,10 +65,17 @@ def said(
     statements = {leaf.body.sha256 for leaf in verifier_log.leaves if isinstance(leaf, Statement)}
     fold = Said(Switch(manifest.deployment), rooted=root_sha256 in statements)
     enrolled: set[str] = set()
+    logs = {result.ref.origin: result for result in results}
+    whole = {origin for origin, result in logs.items() if not result.contradictions}
+    enrolments = verifier_log.enrolments()
+    taking = Taking(enrolments, logs, enrolments.keys() - whole)
     for leaf in verifier_log.leaves:
         match leaf:
             case Enrolment():
                 enrolled.add(leaf.body.node_id)
+                continue
+            case NodeCheckpoint():
+                taking.checkpoint(fold.switch, leaf)
                 continue
             case Statement():
                 path, what = statement_path(leaf.body.sha256), "statement"
@@ -76,7 +89,7 @@ def said(
                 case Statement():
                     _statement(fold, leaf, data, trust, operators, enrolled)
                 case Lease():
-                    _lease(fold, leaf, data)
+                    _lease(fold, leaf, data, taking)
                 case _:
                     assert_never(leaf)
         except ProtocolError as error:
@@ -86,6 +99,7 @@ def said(
         fold.contradictions.append(
             Contradiction(VERIFIER_LOG, f"no root in the verifier's log has the pinned hash {root_sha256}")
         )
+    fold.findings += taking.findings
     return fold
 
 
@@ -128,16 +142,15 @@ def _take(switch: Switch, leaf: Statement, envelope: Envelope, statement: Says, 
     switch.take(logged)
 
 
-def _lease(fold: Said, leaf: Lease, data: bytes) -> None:
-    """A lease by the verifier; the first one of a run starts it."""
+def _lease(fold: Said, leaf: Lease, data: bytes, taking: Taking) -> None:
+    """A lease by the verifier."""
     signed = parse_lease(data)
     if signed.hash.hex() != leaf.body.sha256:
         raise ProtocolError(Code.BAD_LEASE, "not the lease that the verifier's log names")
     if fold.switch.standing is None:
         raise ProtocolError(Code.BAD_LEASE, "a lease before there is a root")
     lease = open_lease(data, parse_vkey(fold.switch.standing.root.services.lease_vkey))
-    if lease.run is not None and fold.switch.run_of(lease.run).started_us is None:
-        fold.switch.begin(lease.run, leaf.index, leaf.time_us)
+    taking.lease(fold.switch, lease, leaf)
 
 
 def _link(statement: Replacement, leaf: Statement) -> Link:

@@ -3,9 +3,10 @@
 The lines are taken a few dozen at a time, so that what was measured is added up and gone before the next ones come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from keyturn_protocol.charging import Charge
 from keyturn_protocol.entries import Entry, Usage
 from keyturn_protocol.findings import Finding, in_entries
 from keyturn_protocol.ids import Hash, LogName
@@ -24,10 +25,18 @@ class Digest:
     rows: Rows
     gaps: tuple[Gap, ...]
     findings: tuple[Finding, ...]
+    charged: Mapping[int, int]
+    """What the log charges with each ``lease`` entry, by its seq, in FLOP; nothing where it wasn't asked for."""
 
 
 def digest(
-    name: LogName, public_key: bytes, chain: ChainState, fold: FoldState, lines: Sequence[bytes], hashes: Sequence[Hash]
+    name: LogName,
+    public_key: bytes,
+    chain: ChainState,
+    fold: FoldState,
+    lines: Sequence[bytes],
+    hashes: Sequence[Hash],
+    charge: Charge | None = None,
 ) -> Digest:
     """Follow the lines of a log from ``chain`` on, fold what was used from ``fold`` on, and look for findings.
 
@@ -35,12 +44,14 @@ def digest(
     :func:`~keyturn_protocol.findings.in_entries` one after the other.
 
     :param hashes: the leaf hashes of ``lines``.
+    :param charge: goes on from where it is.
     :raises EntryError: names the first entry that doesn't follow, or else the first that can't be folded.
     """
     origin = name.origin
     folding = Folding(origin, fold)
     events: list[Entry] = []
     findings: list[Finding] = []
+    charged: dict[int, int] = {}
     shares: Shares | None = None
     unfolded: EntryError | None = None
     for start in range(0, len(lines), RUN):
@@ -52,6 +63,8 @@ def digest(
             events += read.heartbeats
             if read.run is not None and unfolded is None:
                 folding.run(read.run)
+                if charge is not None:
+                    charge.run(read.run)
             continue
         followed = follow(name, public_key, chain, some, their)
         before = None if chain.boot_id is None else (chain.boots, chain.time_us)
@@ -63,7 +76,11 @@ def digest(
                 folding.entries(followed.entries)
             except EntryError as error:
                 unfolded = error
+        if charge is not None and unfolded is None:
+            for entry in followed.entries:
+                if (flop := charge.entry(entry)) is not None:
+                    charged[entry.seq] = flop
     if unfolded is not None:
         raise unfolded
     folded = folding.result()
-    return Digest(chain, folded.state, tuple(events), folded.rows, folded.gaps, tuple(findings))
+    return Digest(chain, folded.state, tuple(events), folded.rows, folded.gaps, tuple(findings), charged)

@@ -8,7 +8,9 @@ from rich.console import Console, RenderableType
 
 from keyturn_cli import render
 from keyturn_protocol.api import FlopInterval, NodeLog, WorkloadTotal
+from keyturn_protocol.audit_runs import RunTotal
 from keyturn_protocol.findings import FindingCode, finding
+from keyturn_protocol.lifecycle import State
 
 ORIGIN = "demo.keyturn.example/node/9a4c29e0a3b3a2860b552045a7dd2b05/1"
 WIDTHS = (60, 80, 120, 200)
@@ -55,6 +57,20 @@ class TestEveryWidth:
         ends = ("1.10e15 … 4.69e16", "1.87e16", "1.76e16 … 2.73e16", "1.88e16", "bf16", "<= 5.26e17")
         rest = (TRAINING.workload, "[shared]", "gap: silent or not measured", "4.0 min", "82.5 kJ")
         self.holds(shown(render.workloads([TRAINING, POOL]), width), width, (*ends, *rest))
+
+    def test_runs_keep_what_was_charged_and_what_it_comes_to(self, width: int) -> None:
+        run = RunTotal(
+            hash="ab" * 32,
+            label="aurora-2 pre-training",
+            state=State.ACTIVE,
+            budget_tflop=24 * 10**12,
+            charged_tflop=9_900_000_000_001,
+            committed_tflop=24 * 10**12,
+            recomputed_flop=9_900_000_000_001 * 10**12 + 1,
+            epoch=3,
+        )
+        parts = ("abababababab", "active", "9.91e24", "2.40e25", "3")
+        self.holds(shown(render.runs([run]), width), width, parts)
 
     def test_findings_keep_their_log(self, width: int) -> None:
         found = finding(FindingCode.DEGRADED, ORIGIN, "driver_lost", seq=18)

@@ -7,6 +7,7 @@ import pytest
 from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.bundle import lease_path, statement_path
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leaves import StatementBody
 from keyturn_protocol.permit import Said, Start
 from keyturn_protocol.root import Services
@@ -14,9 +15,10 @@ from keyturn_protocol.runs import Suspend
 from keyturn_protocol.statements import Replacement
 from tests.protocol.test_links import World as Nodes
 from tests.protocol.test_links import X
-from tests.support.assembly import Assembly, lease_note
+from tests.support.assembly import STARTER, Assembly, lease_note
 from tests.support.bundles import Bundle, Site
 from tests.support.hosts import Key
+from tests.support.leasing import asking
 from tests.support.parties import DAY, NAME, PEOPLE, envelope, person, person_key, policy, root, service
 from tests.support.people import OPERATORS, replaces
 
@@ -39,7 +41,16 @@ def taken(site: Site, hall: Assembly) -> None:
         if isinstance(one, Said):
             site.say(one.envelope.to_bytes())
         else:
-            site.lease(one.lease.to_bytes())
+            site.now_s -= 1
+            lease_after_asking(site, one.lease.to_bytes())
+
+
+def lease_after_asking(site: Site, note: bytes) -> str:
+    """A host asks for exactly this lease, and the verifier issues it, whether or not it should."""
+    lease = parse_lease(note).lease
+    host = site.enrol(STARTER).genesis().inventory(named=lease.chips)
+    site.receive(host.add(asking(lease)))
+    return site.lease(note)
 
 
 def check(bundle: Bundle, pinned: str | None, *, trust: bool = False) -> Report:
@@ -138,19 +149,19 @@ def test_an_invented_permit() -> None:
     taken(site, hall)
     forged = envelope(hall.decision(run, "office/ivy"), "service log")
     site.say(forged.to_bytes())
-    site.lease(lease_note(hall.root, hall.policy, run, hall.now_us))
+    lease_after_asking(site, lease_note(hall.root, hall.policy, run, hall.now_us))
     report = check(site.export(), hall.root)
     assert report.outcome == "contradicted"
     reasons = " ".join(report.reasons)
     assert "signed by a key that may not sign this" in reasons
-    assert "no_permit: a lease without a permit" in reasons
+    assert "no_permit: not approved yet" in reasons
 
 
 def test_a_lease_for_a_run_that_nobody_asked_for_or_by_another_key() -> None:
     site, hall = begun()
     run = hall.approved()
     taken(site, hall)
-    site.lease(lease_note(hall.root, hall.policy, "0" * 64, hall.now_us))
+    lease_after_asking(site, lease_note(hall.root, hall.policy, "0" * 64, hall.now_us))
     digest = site.lease(lease_note(hall.root, hall.policy, run, hall.now_us, key=Key("service log")))
     bundle = site.export()
     refused(bundle, hall.root, "no such request")
@@ -192,7 +203,7 @@ def test_a_key_that_is_compromised_suspends_the_runs_that_rested_on_it() -> None
     first, hall.root = hall.root, hall.say(new, "lab-a/ada", "operator-b/eve")
     taken(site, hall)
     assert check(site.export(), first).outcome == "pass"
-    site.lease(lease_note(hall.root, hall.policy, run, hall.now_us))
+    lease_after_asking(site, lease_note(hall.root, hall.policy, run, hall.now_us, epoch=1))
     refused(site.export(), first, "suspended")
 
 

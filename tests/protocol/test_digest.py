@@ -57,7 +57,7 @@ def one_by_one(lines: list[bytes], first: ChainState, before: FoldState = EMPTY)
         return error.seq, error.code, error.reason
     events = tuple(e for e in followed.entries if not isinstance(e, Usage))
     findings = in_entries(LOG, (first.boots, first.time_us), followed.entries)
-    return Digest(followed.state, folded.state, events, folded.rows, folded.gaps, tuple(findings))
+    return Digest(followed.state, folded.state, events, folded.rows, folded.gaps, tuple(findings), {})
 
 
 def relinked(lines: list[bytes], prev: str) -> list[bytes]:

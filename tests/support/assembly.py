@@ -3,7 +3,7 @@
 from typing import Any
 
 from keyturn_protocol.dsse import Envelope
-from keyturn_protocol.keys import parse_vkey
+from keyturn_protocol.keys import node_id_of, parse_vkey
 from keyturn_protocol.lease import Lease, format_lease, lease_text, parse_lease
 from keyturn_protocol.lifecycle import State, state
 from keyturn_protocol.permit import AUTHORITY, Said, Start, format_permit_bundle
@@ -11,8 +11,11 @@ from keyturn_protocol.root import Root
 from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
 from keyturn_protocol.statements import Statement, parse_payload
 from keyturn_protocol.switch import Switch, log_statement
-from tests.support.hosts import Key
+from tests.support.hosts import BOOT, Key
 from tests.support.parties import BEGIN, NAME, SECOND, envelope, narrowing, policy, root, scope, service
+
+STARTER = "starter"
+"""Seed of the host that gets a run's first lease."""
 
 
 class Assembly:
@@ -141,8 +144,8 @@ def lease_note(root_hash: str, policy_hash: str, run: str | None, time_us: int, 
         "policy": policy_hash,
         "run": run,
         "allowance": None,
-        "node_id": "0123456789abcdef" * 2,
-        "boot_id": "0c6b1d9e-0000-4000-8000-000000000009",
+        "node_id": node_id_of(Key(STARTER).public),
+        "boot_id": BOOT,
         "nonce": "5" * 64,
         "sequence": 0,
         "chips": [f"GPU-{i}" for i in range(8)],

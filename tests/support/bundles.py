@@ -249,7 +249,8 @@ class Site:
         self.now_s += 1
         digest = sha256 or parse_lease(note).hash.hex()
         self.files[lease_path(digest)] = note
-        self.leaf(LeaseBody(kind="run", sha256=digest))
+        allowance = parse_lease(note).lease.allowance
+        self.leaf(LeaseBody(kind="run" if allowance is None else allowance.kind, sha256=digest))
         return digest
 
     def receipt(self, text: bytes, key: Key | None = None) -> bytes:

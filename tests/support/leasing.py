@@ -26,6 +26,20 @@ def boot(number: int) -> str:
     return f"{number:08x}-1111-4222-8333-444455556666"
 
 
+def asking(lease: Lease) -> PermitBody:
+    """What a host writes to get this lease."""
+    return PermitBody(
+        chips=lease.chips,
+        group="",
+        hosts=1,
+        kind="run" if lease.allowance is None else lease.allowance.kind,
+        lineage=None if lease.allowance is None else lease.allowance.lineage,
+        nonce=lease.nonce,
+        run=lease.run,
+        spec=UNCHECKED,
+    )
+
+
 class Books:
     """A ledger, and hosts that write to it: seconds from :data:`BEGIN`, entries numbered by this class."""
 
@@ -40,16 +54,7 @@ class Books:
         return self.seq[origin]
 
     def asked(self, origin: Origin, lease: Lease, seq: int | None = None) -> Asked:
-        body = PermitBody(
-            chips=lease.chips,
-            group="",
-            hosts=1,
-            kind="run" if lease.allowance is None else lease.allowance.kind,
-            lineage=None if lease.allowance is None else lease.allowance.lineage,
-            nonce=lease.nonce,
-            run=lease.run,
-            spec=UNCHECKED,
-        )
+        body = asking(lease)
         listed = frozenset(lease.chips)
         number = self.next_seq(origin) if seq is None else seq
         return Asked(origin, number, lease.boot_id, body, "acme", "hall 1", listed, 0)

@@ -10,11 +10,12 @@ from keyturn_protocol.canonical import encode_record, parse
 from keyturn_protocol.charging import EMPTY, Charge, ChargeState
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.entries import Entry, Usage, parse_entry
+from keyturn_protocol.entries import Lease as LeaseEntry
 from keyturn_protocol.entry_inventory import Chip, InventoryBody
 from keyturn_protocol.entry_switch import LeaseBody, LeaseGap, PermitBody, SpecChecks
 from keyturn_protocol.entry_usage import FIELDS, Share, UsageBody
 from keyturn_protocol.ids import Deployment
-from keyturn_protocol.lease import Lease, lease_hash
+from keyturn_protocol.lease import Lease, lease_hash, lease_subject
 from keyturn_protocol.leases import TERA
 from keyturn_protocol.usage_runs import Run
 from tests.support.hosts import Host, chip
@@ -47,6 +48,9 @@ class Metered(Host):
         self.boots = 1
         self.leases: dict[str, Lease] = {}
         self.nonces = 0
+        self.uuids: list[str] = []
+        self.issued: dict[str, int] = {}
+        """Subject → how many leases of it were issued."""
 
     def add(self, body: Any, **overrides: Any) -> Self:
         return super().add(body, **({"boots": self.boots} | overrides))
@@ -76,6 +80,25 @@ class Metered(Host):
             PermitBody(chips=chips, group="", hosts=1, kind="run", lineage=None, nonce=nonce, run=run, spec=UNCHECKED)
         )
         return nonce
+
+    def ask_allowance(self, chips: list[str], lineage: str) -> str:
+        self.nonces += 1
+        nonce = f"{self.nonces:064x}"
+        body = PermitBody(
+            chips=chips,
+            group="",
+            hosts=1,
+            kind="allowance",
+            lineage=lineage,
+            nonce=nonce,
+            run=None,
+            spec=UNCHECKED,
+        )
+        self.add(body)
+        return nonce
+
+    def listing(self, uuids: list[str]) -> Self:
+        return self.chips_are(*map(h100, uuids))
 
     def lease(self, chips: list[str], *, run: str = RUN, **changes: Any) -> str:
         """Asks for a lease, gets one and adopts it; its hash."""
@@ -120,6 +143,13 @@ class Metered(Host):
         charged = charge.to_say(draft, self.boots, self.mono_us, self.now_us) if flop is None else flop
         self.add(structs.replace(draft, charged_flop=str(charged)))
         return charged
+
+    def account(self, subject: str) -> tuple[int, int]:
+        """The sequence of the next lease, and TFLOP that the log says are charged."""
+        words = [entry.body for entry in self.entries if isinstance(entry, LeaseEntry)]
+        own = [word for word in words if word.lease in self.leases]
+        flop = [int(word.charged_flop) for word in own if lease_subject(self.leases[word.lease]) == subject]
+        return self.issued.get(subject, 0), tflop(max(flop, default=0))
 
     def gap(self, uuid: str, from_us: int, energy_mj: int, to_us: int | None = None) -> LeaseGap:
         return LeaseGap(

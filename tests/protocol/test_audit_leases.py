@@ -1,0 +1,266 @@
+"""What an audit says about leases: whatever a verifier granted that it must not, and what hosts made of theirs."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from keyturn_protocol.audit import Report, open_manifest, tasks
+from keyturn_protocol.audit_log import audit_log
+from keyturn_protocol.audit_tree import audit_verifier_log
+from keyturn_protocol.findings import FindingCode
+from keyturn_protocol.lease import AllowanceName
+from keyturn_protocol.lifecycle import State
+from tests.support.bundles import Bundle
+from tests.support.hosts import Key
+from tests.support.leased_site import LeasedSite
+from tests.support.metered import Metered, tflop
+from tests.support.parties import BEGIN, DAY
+
+ROW = 8
+"""TFLOP of ten busy seconds come to less than 10^4."""
+
+
+def codes(report: Report) -> list[str]:
+    return [one.code for one in report.findings if one.code.startswith("lease_")]
+
+
+def refused(site: LeasedSite, why: str, bundle: Bundle | None = None) -> None:
+    report = site.audit(bundle)
+    assert report.outcome == "contradicted"
+    assert any(why in reason for reason in report.reasons), report.reasons
+
+
+def passes(site: LeasedSite, *findings: str) -> Report:
+    report = site.audit()
+    assert (report.outcome, report.reasons) == ("pass", ())
+    assert codes(report) == sorted(findings)
+    return report
+
+
+def pickled(value: Any) -> Any:
+    """As another process gets it."""
+    return pickle.loads(pickle.dumps(value))  # noqa: S301
+
+
+class TestHonest:
+    def test_a_run_under_leases_is_recomputed(self) -> None:
+        site = LeasedSite()
+        hosts = [site.host(name) for name in "ab"]
+        total = 0
+        for host in hosts:
+            first = site.leased(host, 10**5)
+            host.works().say(first)
+            second = site.leased(host, 2 * 10**5)
+            total += tflop(host.works().say(second, "final"))
+            site.receive(host)
+        (run,) = passes(site).runs
+        assert (run.state, run.budget_tflop, run.epoch) == (State.ACTIVE, 10**6, 0)
+        assert run.charged_tflop == run.committed_tflop == total > 0
+        assert run.recomputed_flop == sum(host.charged(site.run) for host in hosts)
+
+    def test_a_run_that_used_its_budget_up(self) -> None:
+        site = LeasedSite(budget_tflop=ROW)
+        host = site.host("a")
+        lease = site.leased(host, ROW)
+        host.works().say(lease, "final")
+        site.receive(host)
+        report = site.audit()
+        assert (report.outcome, report.runs[0].state) == ("pass", State.EXHAUSTED)
+        assert codes(report) == ["lease_overrun"]
+
+    def test_work_under_the_allowance(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        name = AllowanceName(kind="allowance", organisation="Example", lineage="aurora")
+        host.ask_allowance(host.uuids, "aurora")
+        site.receive(host)
+        lease = site.issue(host, 10**5, allowance=name)
+        host.say(lease, "adopted")
+        host.works().say(lease, "final")
+        site.receive(host)
+        passes(site)
+
+    def test_a_log_that_is_left_out_leaves_open_what_it_asked_for(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        site.leased(host, 10)
+        report = site.audit(site.export({host.origin: "lost"}))
+        assert report.outcome == "undecided"
+        assert report.runs[0].committed_tflop == 10
+
+    def test_what_workers_hand_over_is_picklable(self) -> None:
+        site = LeasedSite()
+        site.leased(site.host("a"), 10)
+        bundle = site.export()
+        manifest = open_manifest(bundle)
+        log = audit_verifier_log(bundle, manifest, bundle.trust)
+        (task,) = tasks(manifest, log, bundle.trust)
+        found = audit_log(bundle, pickled(task))
+        assert found.gathered.words
+        assert pickled(found).gathered == found.gathered
+
+
+def asked(site: LeasedSite, seed: str = "a") -> Metered:
+    """A host that asked for a lease of the run, received."""
+    host = site.host(seed)
+    host.ask(host.uuids, run=site.run)
+    site.receive(host)
+    return host
+
+
+class TestVerifier:
+    """Whose leases aren't what the switch lets it grant."""
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"upto_tflop": 10**6 + 1}, "exhausted: more than is left"),
+            ({"nonce": "ab" * 32}, "answers no permit entry"),
+            ({"boot_id": "00000000-0000-4000-8000-000000000000"}, "stale: answers for another boot"),
+            ({"chips": ["GPU-other"]}, "stale: answers for another chips"),
+            ({"epoch": 1}, "stale: of another epoch"),
+            ({"root": "ab" * 32}, "other_root"),
+            ({"policy": "ab" * 32}, "other_policy"),
+            ({"run": "ab" * 32}, "unknown: no such request"),
+            ({"dtypes": ["bf16"]}, "broken: other data types"),
+            ({"ttl_s": 48 * 3600 + 1}, "broken: lives longer"),
+            ({"sequence": 1}, "stale: not the log's next lease"),
+            ({"charged_tflop": 1}, "stale: not what was charged"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_a_lease_that_it_must_not_grant(self, changes: dict[str, Any], why: str) -> None:
+        site = LeasedSite()
+        site.issue(asked(site), 10, **changes)
+        refused(site, why)
+
+    @pytest.mark.parametrize(
+        ("scoped", "why"),
+        [
+            ({"sites": ["fra1"]}, "site: at another site"),
+            ({"chip_uuids": ["GPU-other"]}, "site: a chip that the permit doesn't name"),
+            ({"not_before_us": BEGIN + 30 * DAY}, "window: before its window"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_a_lease_outside_of_the_scope(self, scoped: dict[str, Any], why: str) -> None:
+        site = LeasedSite(**scoped)
+        site.issue(asked(site), 10)
+        refused(site, why)
+
+    def test_the_budget_leased_twice(self) -> None:
+        site = LeasedSite(budget_tflop=100)
+        site.leased(site.host("a"), 60)
+        site.issue(asked(site, "b"), 41)
+        refused(site, "exhausted: more than is left")
+
+    def test_one_chip_in_two_leases(self) -> None:
+        site = LeasedSite()
+        host, other = site.host("a"), site.host("b")
+        site.leased(host, 10)
+        other.uuids = host.uuids
+        site.receive(other.listing(host.uuids))
+        site.leased(other, 10)
+        refused(site, "chip_taken")
+
+    def test_a_lease_without_a_permit(self) -> None:
+        site = LeasedSite()
+        run = site.hall.say(site.hall.request(nonce="7" * 64), "lab-a/ada")
+        site.catch_up()
+        host = site.host("a")
+        host.ask(host.uuids, run=run)
+        site.receive(host)
+        site.issue(host, 10, run=run)
+        refused(site, "no_permit: not approved yet")
+
+    def test_a_lease_after_a_suspension(self) -> None:
+        """Hidden from the host, or ignored: the leaf is there, as its party was told."""
+        site = LeasedSite()
+        host = site.host("a")
+        site.leased(host, 10)
+        site.hall.suspend(site.run)
+        site.catch_up()
+        site.leased(host, 20, epoch=1)
+        refused(site, "suspended: the run is to stop")
+
+    def test_a_lease_by_another_key(self) -> None:
+        site = LeasedSite()
+        site.issue(asked(site), 10, key=Key("mallory"))
+        refused(site, "verify")
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            (lambda site, bundle, path: bundle.drop(path), "file is missing"),
+            (lambda site, bundle, path: bundle.drop(path).rehashed(), "lease of leaf"),
+            (lambda site, bundle, path: bundle.flip(path, 30).rehashed(), "lease of leaf"),
+            (lambda site, bundle, path: bundle.put(path, bundle.files[path] + b"x").rehashed(), "lease of leaf"),
+        ],
+        ids=["dropped", "dropped_from_the_manifest", "altered", "longer"],
+    )
+    def test_a_lease_that_is_not_there_as_logged(
+        self, change: Callable[[LeasedSite, Bundle, str], Bundle], why: str
+    ) -> None:
+        site = LeasedSite()
+        digest = site.leased(site.host("a"), 10)
+        bundle = site.export()
+        refused(site, why, change(site, bundle, site.lease_file(digest)))
+
+
+class TestHosts:
+    """Who say something else than their logs come to, or do what no lease allows."""
+
+    def test_less_than_the_log_comes_to(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        lease = site.leased(host, 10**5)
+        host.works().say(lease, "final", flop=5)
+        site.receive(host)
+        report = passes(site, FindingCode.LEASE_UNDERCHARGED)
+        (found,) = [one for one in report.findings if one.code is FindingCode.LEASE_UNDERCHARGED]
+        assert str(host.charged(site.run)) in found.detail
+        assert report.runs[0].recomputed_flop == host.charged(site.run)
+
+    def test_less_than_before(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        lease = site.leased(host, 10**5)
+        host.works().say(lease, flop=90 * 10**12 * 1000)
+        host.works().say(lease, flop=80 * 10**12 * 1000)
+        site.receive(host)
+        passes(site, FindingCode.LEASE_ROLLBACK)
+
+    def test_more_than_it_was_allowed(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        lease = site.leased(host, 1)
+        host.works().say(lease)
+        site.receive(host)
+        passes(site, FindingCode.LEASE_OVERRUN)
+
+    def test_a_lease_of_another_node(self) -> None:
+        site = LeasedSite()
+        host, thief = site.host("a"), site.host("b")
+        lease = site.leased(host, 10**5)
+        thief.leases = host.leases
+        thief.say(lease, "adopted")
+        thief.works().say(lease)
+        site.receive(thief)
+        passes(site, FindingCode.LEASE_UNKNOWN, FindingCode.LEASE_UNKNOWN)
+
+    def test_a_lease_that_the_verifier_kept_out_of_its_log(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        host.lease(host.uuids, run=site.run)
+        site.receive(host.works())
+        passes(site, FindingCode.LEASE_UNKNOWN)
+
+    def test_a_workload_that_goes_on_after_the_end(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        lease = site.leased(host, 10**5)
+        host.works().say(lease, "final")
+        site.receive(host.works())
+        passes(site, FindingCode.LEASE_SURVIVORS)
