@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.permits import View
+from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.lifecycle import Run
-from keyturn_protocol.openings import Opening, Openings, Value, commitment
+from keyturn_protocol.openings import Opening, Openings, Value, commitment, format_openings
 from keyturn_protocol.runs import (
     Amend,
     Ancestor,
@@ -86,9 +87,17 @@ def request(
 
 
 def seal(values: dict[SpecPart, Value]) -> Openings:
-    """Openings of these values, each with a salt of its own."""
+    """Openings of these values, each with a salt of its own.
+
+    :raises CliError: a value that no program could be started with.
+    """
     parts = {part: Opening(salt=secrets.token_hex(32), value=value) for part, value in values.items()}
-    return Openings(v=1, parts=parts)
+    made = Openings(v=1, parts=parts)
+    try:
+        format_openings(made)
+    except ProtocolError as error:
+        raise CliError(f"spec: {error}", exit=Exit.USAGE) from None
+    return made
 
 
 def commitments(openings: Openings) -> dict[SpecPart, str | None]:

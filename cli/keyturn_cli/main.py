@@ -62,14 +62,22 @@ app.add_typer(
 app.add_typer(group("maintenance", remote.maintenance, "Windows of work.", add=remote.announce, cancel=remote.cancel))
 app.add_typer(group("audit", audit.audit, "Recompute a bundle offline; trace SUBJECT BUNDLE.", trace=audit.trace))
 app.add_typer(
-    group("root", root.root_show, "Parties and their keys; new, diff.", new=root.root_new, diff=root.root_diff)
+    group(
+        "root",
+        root.root_show,
+        "Parties and their keys; new, sign, diff.",
+        new=root.root_new,
+        sign=sign.sign,
+        diff=root.root_diff,
+    )
 )
 app.add_typer(
     group(
         "policy",
         policy.policy_show,
-        "What runs take; new, check, simulate, diff.",
+        "What runs take; new, sign, check, simulate, diff.",
         new=policy.policy_new,
+        sign=sign.sign,
         check=policy.policy_check,
         simulate=policy.policy_simulate,
         diff=policy.policy_diff,

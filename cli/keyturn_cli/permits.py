@@ -17,7 +17,7 @@ from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.lifecycle import Run
 from keyturn_protocol.limits import OPENINGS_BYTES, PERMIT_BUNDLE_BYTES
 from keyturn_protocol.openings import Openings, check_openings, parse_openings
-from keyturn_protocol.permit import Opened, PermitBundle, open_permit_bundle, parse_permit_bundle
+from keyturn_protocol.permit import AUTHORITY, Opened, PermitBundle, open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Standing
 from keyturn_protocol.statements import Statement, parse_payload
@@ -73,10 +73,13 @@ class View:
             raise CliError("this bundle is of no run", exit=Exit.USAGE, hint="keyturn bundle RUN --out FILE")
         return self.opened.run
 
-    @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """What is in it, to be kept once it was shown."""
-        return leaves(self.bundle)
+    def keep(self, memory: Memory) -> None:
+        """That it was shown."""
+        authority = tuple((one.index, one.hash) for one in self.events if one.envelope.kind in AUTHORITY)
+        first = self.opened.authority.roots[0][1].hash
+        memory.keep(first, None, authority)
+        if self.bundle.run is not None:
+            memory.keep(first, self.bundle.run, leaves(self.bundle))
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -139,10 +142,14 @@ def view(data: bytes, root: str | None, memory: Memory, source: str) -> View:
         opened = open_permit_bundle(bundle, wanted, bundle.deployment)
     except ProtocolError as error:
         raise CliError(f"{source}: {error}", exit=Exit.REJECTED) from None
-    compared = compare(memory.last(bundle.deployment, bundle.run), leaves(bundle))
-    if compared.gone or compared.older:
-        index, digest = (compared.gone or compared.older)[0]
-        hint = "keep both: no verifier takes a leaf back" if compared.gone else "it is an older copy: get a new one"
+    first = opened.authority.roots[0][1].hash
+    compared = compare(memory.last(first, bundle.run), leaves(bundle))
+    # Every bundle has all roots and policies: those that were seen with another run have to be in this one too.
+    others = compare(memory.last(first, None), leaves(bundle))
+    gone, older = compared.gone or others.gone, compared.older or others.older
+    if gone or older:
+        index, digest = (gone or older)[0]
+        hint = "keep both: no verifier takes a leaf back" if gone else "it is an older copy: get a new one"
         raise CliError(
             f"{source}: it lacks {digest}, which was leaf {index} when it was last seen here",
             exit=Exit.REJECTED,

@@ -62,6 +62,10 @@ class _Form(Record, frozen=True, kw_only=True, rename={"start": "from", "end": "
     ancestor: list[_Ancestor] = msgspec.field(default_factory=list)
 
 
+class _Spec(Record, frozen=True, kw_only=True):
+    spec: dict[SpecPart, str | list[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a request is to say."""
@@ -97,6 +101,15 @@ def read(path: Path | None, options: Mapping[str, Any]) -> Wanted:
     ancestors = [_ancestor(one) for one in form.ancestor]
     values = {part: _value(part, given, folder) for part, given in form.spec.items()}
     return Wanted(form.label, form.purpose, form.lineage, scope, ancestors, values)
+
+
+def read_spec(path: Path) -> dict[SpecPart, Value]:
+    """The values of the ``[spec]`` in a file.
+
+    :raises CliError: which key is wrong, and how.
+    """
+    form = convert({"spec": read_toml(path, "--spec").get("spec", {})}, _Spec, str(path))
+    return {part: _value(part, given, path.parent) for part, given in form.spec.items()}
 
 
 def _listed(values: list[str] | None) -> list[str] | None:

@@ -2,15 +2,13 @@
 
     {"run":"7f3a…","statements":[[0,"5f0c…"],[1,"91c4…"],[7,"7f3a…"]],"v":1}               (one line)
 
-A file a run under ``KEYTURN_STATE``, else ``~/.local/state/keyturn``; for roots and policies alone, one a deployment.
-A statement that was shown once has to be shown again, at its leaf: a verifier that hides a veto from who has seen it
-is caught by that.
+A file a run under ``KEYTURN_STATE``, else ``~/.local/state/keyturn``, and one for the roots and policies. A statement
+that was shown once has to be shown again, at its leaf: a verifier that hides a veto from who saw it is caught by that.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
@@ -62,9 +60,12 @@ class Memory:
         home = environment.get("XDG_STATE_HOME") or "~/.local/state"
         self.folder = Path(environment.get(VARIABLE) or Path(home) / "keyturn").expanduser() / "seen"
 
-    def last(self, deployment: str, run: str | None) -> tuple[Leaf, ...]:
-        """What was seen of a run last, or of roots and policies; nothing if it wasn't, or can't be read."""
-        path = self._path(deployment, run)
+    def last(self, root: str, run: str | None) -> tuple[Leaf, ...]:
+        """What was seen of a run last, or of roots and policies; nothing if it wasn't, or can't be read.
+
+        :param root: hash of the first root: what begins anew has another one, whatever it is called.
+        """
+        path = self._path(root, run)
         try:
             file: _File = decode(path.read_bytes(), _File, limit=_BYTES)
         except FileNotFoundError:
@@ -74,9 +75,9 @@ class Memory:
             return ()
         return tuple(file.statements)
 
-    def keep(self, deployment: str, run: str | None, shown: Sequence[Leaf]) -> None:
+    def keep(self, root: str, run: str | None, shown: Sequence[Leaf]) -> None:
         """That this was seen. A folder that can't be written is said, and ends nothing."""
-        path = self._path(deployment, run)
+        path = self._path(root, run)
         data = encode_record(_File(run=run, statements=list(shown), v=1))
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,6 +87,5 @@ class Memory:
         except OSError as error:
             note(f"{path}: can't be written, so that the next time nothing is known to be new: {error.strerror}")
 
-    def _path(self, deployment: str, run: str | None) -> Path:
-        place = sha256(deployment.encode()).hexdigest()[:16]
-        return self.folder / f"{place}-{run or 'authority'}.json"
+    def _path(self, root: str, run: str | None) -> Path:
+        return self.folder / f"{root[:16]}-{run or 'authority'}.json"

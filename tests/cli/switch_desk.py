@@ -22,6 +22,15 @@ OPENINGS = Openings(
 )
 
 
+def key_file(folder: Path, who: str) -> Path:
+    """The key of a person of :mod:`tests.support.parties` in a file."""
+    path = folder / f"{who.replace('/', '-')}.pem"
+    if not path.exists():
+        path.write_bytes(Key(who).private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        path.chmod(0o600)
+    return path
+
+
 class Desk(Assembly):
     """Takes what the command line signed, now, as a verifier would; gives what it has as files."""
 
@@ -45,12 +54,7 @@ class Desk(Assembly):
         return f"sha256:{self.root}"
 
     def key(self, who: str) -> Path:
-        """The person's key in a file."""
-        path = self.folder / f"{who.replace('/', '-')}.pem"
-        if not path.exists():
-            path.write_bytes(Key(who).private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            path.chmod(0o600)
-        return path
+        return key_file(self.folder, who)
 
     def sent(self, path: Path) -> str:
         """Take a statement out of a file; returns its hash."""

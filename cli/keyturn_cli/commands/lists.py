@@ -48,7 +48,8 @@ def list_(
 ) -> int:
     """List runs, the oldest first."""
     with Client(verifier, read_token(token, token_file)) as client:
-        items = [one for one in client.items(api_switch.RUNS, RunItem, limit) if state in (None, one.state)]
+        query = {} if state is None else {"state": str(state)}
+        items = list(client.items(api_switch.RUNS, RunItem, limit, **query))
     if json:
         print_json({"items": items})
     elif items:

@@ -18,6 +18,7 @@ from keyturn_cli.commands.signed import (
     signed,
     source,
     whose,
+    write_openings,
 )
 from keyturn_cli.commands.verbs import (
     ChipOption,
@@ -29,11 +30,9 @@ from keyturn_cli.commands.verbs import (
     ToOption,
 )
 from keyturn_cli.errors import CliError, Exit
-from keyturn_cli.output import note
 from keyturn_cli.request_toml import Wanted
 from keyturn_cli.signing import read_key
-from keyturn_cli.statement_files import unsigned, write_new
-from keyturn_protocol.openings import format_openings
+from keyturn_cli.statement_files import unsigned
 
 
 @acting
@@ -95,23 +94,14 @@ def _ask(where: Source, wanted: Wanted) -> int:
     )
     envelope = unsigned(said)
     digest = envelope.hash.hex()
-    kept = format_openings(openings)
     found = consequence.of(view, envelope, said, key_of(view, person, signer))
     public = None if signer is None else signer.public
     show_screen(render_signing.of_run(view, said, digest, found, openings, public), given.json)
     if signer is not None:
         confirm(digest, given.expect, "its hash")
         envelope = signed(signer, envelope)
-    # The salts first: a request whose openings are lost can never be shown to anybody.
-    path = given.openings or beside(given.out, digest)
-    write_new(path, kept)
-    note(f"{path}: what hides the spec; those who decide need it, and the hosts that start it")
+    kept = write_openings(given, digest, openings)
     done = deliver(where, envelope)
     if given.out is None and openings.parts:
         where.give_openings(digest, kept)
     return done
-
-
-def beside(out: Path | None, digest: str) -> Path:
-    """Where the openings of a request go."""
-    return Path(f"r-{digest[:8]}.openings.json") if out is None else out.with_name(f"{out.stem}.openings.json")

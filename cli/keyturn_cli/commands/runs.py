@@ -46,7 +46,7 @@ def show(
         print_json(to_json(view, opened, served))
         return Exit.FINE
     render_run.screen(view, opened, served).print(results())
-    where.memory.keep(view.deployment, view.run.hash, view.leaves)
+    view.keep(where.memory)
     return Exit.FINE
 
 
@@ -73,7 +73,7 @@ def diff(
     lines = Lines()
     render_signing.changed(lines, view)
     lines.print(results())
-    where.memory.keep(view.deployment, view.run.hash, view.leaves)
+    view.keep(where.memory)
     return Exit.FINE
 
 

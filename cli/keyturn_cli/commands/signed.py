@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
@@ -25,7 +26,7 @@ from keyturn_protocol.api_switch import RunView
 from keyturn_protocol.authority import Why, refuse
 from keyturn_protocol.dsse import Envelope
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.openings import Openings
+from keyturn_protocol.openings import Openings, format_openings
 from keyturn_protocol.root import Standing
 from keyturn_protocol.runs import RunStatement
 from keyturn_protocol.values import SpecPart
@@ -111,10 +112,13 @@ def check_named(reference: str, digest: str) -> None:
         raise CliError(f"RUN: the bundle is of another run (expected {reference}, got {digest})", exit=Exit.USAGE)
 
 
-def perform(given: Acting, run: str | None, make: Callable[[View, str], RunStatement]) -> int:
+def perform(
+    given: Acting, run: str | None, make: Callable[[View, str], RunStatement], sealed: Openings | None = None
+) -> int:
     """Make a statement about a run, show what it does, and sign it.
 
     :param make: from the verified bundle, in the name of a person.
+    :param sealed: of the spec that it brings, which are written to a file before it goes anywhere.
     """
     check_way(given)
     with source(given) as where:
@@ -123,15 +127,30 @@ def perform(given: Acting, run: str | None, make: Callable[[View, str], RunState
         person = whose(given.person, view.standing, signer)
         said = make(view, person)
         envelope = unsigned(said)
-        openings = where.openings(view)
+        openings = sealed or where.openings(view)
         found = consequence.of(view, envelope, said, key_of(view, person, signer))
         public = None if signer is None else signer.public
         show_screen(render_signing.of_run(view, said, envelope.hash.hex(), found, openings, public), given.json)
-        where.memory.keep(view.deployment, view.run.hash, view.leaves)
+        view.keep(where.memory)
         if signer is not None:
             confirm(view.run.hash, given.expect, "the run's hash")
             envelope = signed(signer, envelope)
+        if sealed is not None:
+            write_openings(given, envelope.hash.hex(), sealed)
         return deliver(where, envelope)
+
+
+def write_openings(given: Acting, digest: str, openings: Openings) -> bytes:
+    """Write the salts beside the statement, first: what is lost can never be shown to anybody, or started.
+
+    Into the file that ``--openings`` names, else beside ``--out``, else in this folder.
+    """
+    out = given.out
+    default = Path(f"r-{digest[:8]}.openings.json") if out is None else out.with_name(f"{out.stem}.openings.json")
+    path, data = given.openings or default, format_openings(openings)
+    write_new(path, data)
+    note(f"{path}: what hides the spec; those who decide need it, and the hosts that start it")
+    return data
 
 
 def check_way(given: Acting) -> None:

@@ -1,6 +1,7 @@
 """``keyturn approve | deny | veto | withdraw | suspend | resume | revoke | amend``: what a person says about a run."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from keyturn_cli.commands.signed import perform
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.moments import moment_us, tflop
 from keyturn_cli.permits import View
+from keyturn_cli.request_toml import read_spec
 from keyturn_protocol.runs import Decision, Narrowing, Resume, Revoke, RunStatement, Scope
 
 RunArgument = Annotated[
@@ -151,16 +153,21 @@ def amend(
     dtype: DtypeOption = None,
     start: FromOption = None,
     end: ToOption = None,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", metavar="FILE.toml", help="another program: the [spec] of a request's TOML")
+    ] = None,
 ) -> int:
-    """Propose another scope; what only narrows is in force at once, as a word of the requester or of a veto."""
+    """Propose another scope or spec; what only narrows is in force at once, by the requester or one with a veto."""
     parts = narrowed(flop, chips, chip, site, dtype, start, end)
-    if parts is None:
-        raise CliError("nothing to amend", exit=Exit.USAGE, hint="--flop, --chips, --site, --to and others")
+    if parts is None and spec is None:
+        raise CliError("nothing to amend", exit=Exit.USAGE, hint="--flop, --chips, --site, --to, --spec and others")
+    sealed = None if spec is None else drafts.seal(read_spec(spec))
 
     def make(view: View, person: str) -> RunStatement:
         old = view.run.scope
-        fields = {name: getattr(parts, name) for name in Narrowing.__struct_fields__}
+        fields = {name: getattr(parts, name, None) for name in Narrowing.__struct_fields__}
         kept = {name: getattr(old, name) if value is None else value for name, value in fields.items()}
-        return drafts.amend(view, person, Scope(**kept), dict(view.run.spec), reason)
+        made = dict(view.run.spec) if sealed is None else drafts.commitments(sealed)
+        return drafts.amend(view, person, Scope(**kept), made, reason)
 
-    return perform(given, run, make)
+    return perform(given, run, make, sealed)
