@@ -57,7 +57,9 @@ def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier, rand
     )
     driver: Driver = "none" if config.gate is None else "observe" if config.gate == "observe" else "compute_mode"
     door = Door(Path(config.exec_socket))
-    return Lessee(store, pin, clock, verifier, Threads(), door, gate, driver, config.report_s, courier.hurry)
+    return Lessee(
+        store, pin, clock, verifier, Threads(), door, gate, driver, config.report_s, config.interval_us, courier.hurry
+    )
 
 
 def add_exec(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:

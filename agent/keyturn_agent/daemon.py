@@ -62,8 +62,8 @@ class Daemon:
         self._real_s = real_s
         self._watch = Watch(Notifier(None, None), Outlet(Config()), real_s) if watch is None else watch
         self._lessee = lessee
-        heard = (lambda _: None) if lessee is None else lessee.wrote
-        self._writer = Writer(store, courier, clock, config, real_s, wrote=heard)
+        ledger = None if lessee is None else lessee.metering
+        self._writer = Writer(store, courier, clock, config, real_s, ledger=ledger)
         # Before anything opens the driver: a pause may hold.
         self._operator = Operator(store, courier, source, clock, real_s)
         inventory = source.inventory()
@@ -183,6 +183,8 @@ class Daemon:
                 self._say()
 
     def _take(self, sample: Sample) -> None:
+        if self._lessee is not None:
+            self._lessee.sampled(sample)
         taken = self._meter.take(sample)
         self._unreadable = [chip for chip, reading in enumerate(sample.chips) if reading is None]
         self._rows = live_chips(self._meter.inventory.chips, self._last, sample)

@@ -127,6 +127,16 @@ class NodeLog:
         """Size of the newest signed head."""
         return self._sealed_chain.size
 
+    def lines(self, start: int) -> list[bytes]:
+        """The entries from ``start`` on, sealed or not; fewer, where the first of them were removed.
+
+        :raises StoreError: a segment can't be read.
+        """
+        found: list[bytes] = []
+        for begin, end in self.spool.after(start):
+            found += (self.spool.lines(begin, end) or ())[max(0, start - begin) :]
+        return found + self._lines[max(0, start - self.sealed) :]
+
     # -- writing
 
     def append(self, bodies: Sequence[Body], stamp: Stamp) -> None:

@@ -155,6 +155,11 @@ class Spool:
                 return None
         return self._load(start, end).lines
 
+    def after(self, start: int) -> list[tuple[int, int]]:
+        """Where the segments lie that have entries from ``start`` on."""
+        with self._lock:
+            return sorted((begin, end) for begin, end in self._ends.items() if end > start)
+
     def upload(self, start: int) -> Upload | None:
         """What to send to a verifier that knows ``start`` entries: whole segments, as many as one upload may hold.
 

@@ -11,17 +11,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
 from keyturn_agent.errors import NoSpaceError
-from keyturn_agent.ports import Clock
+from keyturn_agent.ports import Clock, Stamp
 from keyturn_agent.pressure import DISK_FILLING, DISK_FULL, FILLING, Level, Pressure, Room, follow, full_ppm
 from keyturn_agent.store import Store
 from keyturn_protocol.entries import Body
 from keyturn_protocol.entry_inventory import InventoryBody
 from keyturn_protocol.entry_log import DegradedBody, GapBody, HeartbeatBody
+from keyturn_protocol.entry_switch import LeaseBody
 from keyturn_protocol.entry_usage import UsageBody
 from keyturn_protocol.values import Slug
 
@@ -41,6 +42,18 @@ def free_bytes(folder: Path) -> int:
     """What an unprivileged process may still write there."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+class Ledger(Protocol):
+    """Who counts what is written, see :mod:`keyturn_agent.switch.metering`."""
+
+    def finish(self, body: LeaseBody, stamp: Stamp) -> LeaseBody:
+        """The same word on a lease with what is charged at these clocks."""
+        ...
+
+    def wrote(self) -> None:
+        """The log has grown."""
+        ...
 
 
 @dataclass(slots=True)
@@ -66,7 +79,7 @@ class Writer:
         config: Config,
         real_s: Callable[[], int],
         free: Callable[[Path], int] = free_bytes,
-        wrote: Callable[[Sequence[Body]], None] = lambda _: None,
+        ledger: "Ledger | None" = None,
     ) -> None:
         self._store = store
         self._courier = courier
@@ -74,7 +87,7 @@ class Writer:
         self._config = config
         self._real_s = real_s
         self._free = free
-        self._wrote = wrote
+        self._ledger = ledger
         self._pressure = Pressure(Level.ROOM)
         self._full_since_us = 0
         self._beat_us: int | None = None
@@ -168,14 +181,25 @@ class Writer:
         log = self._store.log
         size, sealed = log.size, log.sealed
         try:
-            log.append(bodies, self._store.stamp(self._clock))
+            if self._ledger is None:
+                log.append(bodies, self._store.stamp(self._clock))
+            else:
+                for body in bodies:
+                    self._one(body, self._ledger)
         except NoSpaceError as error:
             self._fail(error, size, list(bodies))
             return
         self.gaps += sum(isinstance(body, GapBody) for body in bodies)
-        self._wrote(bodies)
         if log.sealed != sealed:
             self._courier.wake()
+
+    def _one(self, body: Body, ledger: "Ledger") -> None:
+        """One entry, of which a word on a lease says what is charged at the moment that it carries."""
+        stamp = self._store.stamp(self._clock)
+        if isinstance(body, LeaseBody):
+            body = ledger.finish(body, stamp)
+        self._store.log.append([body], stamp)
+        ledger.wrote()
 
     def _fail(self, error: NoSpaceError, size: int, bodies: list[Body]) -> None:
         logger.error("%s; nothing is written until there is room", error)

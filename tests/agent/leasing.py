@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 from keyturn_agent.ports import Answer
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.canonical import encode
+from keyturn_protocol.charging import Charge
+from keyturn_protocol.chips import chip_table
 from keyturn_protocol.entries import Entry, Lease, Permit
 from keyturn_protocol.ids import Deployment, parse_origin
 from keyturn_protocol.lease import AllowanceName, lease_subject, parse_lease
@@ -124,6 +126,7 @@ class Leasing(FakeVerifier):
             "epoch": 0 if run is None else run.epoch,
             "time_us": time.time_ns() // 1000,
             "upto_tflop": 10**9,
+            "charged_tflop": 0,
             "sequence": 0,
         }
         fields |= self.terms | changes
@@ -232,6 +235,15 @@ class LeasingHost:
     def leases(self) -> list[Lease]:
         return [entry for entry in self.entries() if isinstance(entry, Lease)]
 
+    def check_charges(self) -> None:
+        """That every word on a lease says what an auditor makes of the log up to it."""
+        leases = {signed.hash.hex(): signed.lease for signed in map(parse_lease, self.verifier.issued.values())}
+        for log in self.verifier.logs.values():
+            charge = Charge(chip_table(), leases)
+            for entry in log.entries:
+                flop = charge.entry(entry)
+                assert not isinstance(entry, Lease) or str(flop) == entry.body.charged_flop, entry
+
     def causes(self) -> list[str]:
         from keyturn_protocol.entries import Degraded
 
@@ -248,6 +260,7 @@ def leasing_host(folder: Path, verifier: Leasing, gate: Gate | None = None, more
         finally:
             if host.process is not None and host.process.poll() is None:
                 host.kill()
+        host.check_charges()
 
 
 __all__ = ["AGENT", "Leasing", "LeasingHost", "encode", "leasing_host", "openings_of"]

@@ -13,6 +13,7 @@ import pytest
 from keyturn_agent.recording import read_recording
 from keyturn_agent.switch.spec import NOTHING
 from keyturn_protocol.entries import Permit
+from keyturn_protocol.policy import Stop
 from tests.agent.leasing import FIXTURE, Leasing, LeasingHost, leasing_host
 from tests.agent.nvml_stub.stub import Control, Script
 from tests.support.gates import Gate, gate, until
@@ -161,13 +162,20 @@ def test_one_veto_holder_stops_a_run(enforced: LeasingHost, verifier: Leasing) -
     assert enforced.ran("--run", run, "--", "echo", "again")[:2] == (0, "again\n")
 
 
-def test_a_lease_that_is_used_up_stops_the_run(enforced: LeasingHost, verifier: Leasing) -> None:
-    verifier.terms = {"upto_tflop": 3000}
-    process = begun(enforced, "--lineage", "aurora")
-    out, err = process.communicate(timeout=80)
-    assert (process.returncode, out) == (9, "term\n"), err
-    assert "used up" in err
-    assert int(enforced.leases()[-1].body.charged_flop) >= 2000 * 10**12
+def test_a_lease_that_is_used_up_stops_the_run_before_it_has_spent_more(folder: Path, served: Gate) -> None:
+    verifier = Leasing(stop=Stop(notice_s=1800, alone_s=3600, kill_s=1))
+    verifier.terms = {"upto_tflop": 10_000}
+    with leasing_host(folder, verifier, served) as host:
+        process = begun(host, "--lineage", "aurora")
+        out, err = process.communicate(timeout=80)
+        assert (process.returncode, out) == (9, "term\n"), err
+        assert "used up" in err
+        charged = int(host.leases()[-1].body.charged_flop)
+        assert 1_000 * 10**12 < charged <= 10_000 * 10**12
+        # What is left wouldn't last until a stop is over: nothing is begun with it.
+        verifier.terms = {"upto_tflop": charged // 10**12 + 10}
+        status, _, err = host.ran("--lineage", "aurora", "--", "echo", "again")
+        assert (status, "lasts for less than a stop takes" in err) == (1, True)
 
 
 def test_agent_killed_the_run_goes_on_and_is_charged_for_it(enforced: LeasingHost, verifier: Leasing) -> None:

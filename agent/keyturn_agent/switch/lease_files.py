@@ -10,7 +10,7 @@ from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.errors import ProtocolError
 
 NAME: Final = "leases.json"
-NOTHING: Final = Book(v=1, jobs=[], sequences={}, charged={}, gate_seq=0)
+NOTHING: Final = Book(v=1, origin="", jobs=[], sequences={}, gate_seq=0)
 _FILE_BYTES: Final = 16 * 1024 * 1024
 
 

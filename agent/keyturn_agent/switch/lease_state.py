@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from keyturn_protocol.canonical import Decimal, Hex32, Positive, Record, Text, UInt
+from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
 from keyturn_protocol.entry_switch import LeaseKind, Lineage, SpecChecks
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lifecycle import Run
@@ -52,10 +52,10 @@ class Asked(Record, frozen=True, kw_only=True):
 
 
 class Holding(Record, frozen=True, kw_only=True):
-    """An adopted lease: the signed note, its hash, and when its nonce was drawn."""
+    """An adopted lease: its hash, the log that has the word on it, and when its nonce was drawn."""
 
     sha256: Hex32
-    note: str
+    origin: str
     drawn_us: Micros
 
 
@@ -81,12 +81,12 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Book(Record, frozen=True, kw_only=True):
-    """The file ``leases.json``: jobs, and what outlives them. Numbers and charges of a subject only grow."""
+    """The file ``leases.json``: jobs, and what outlives them. In one log the numbers of a subject only grow."""
 
     v: Literal[1]
+    origin: str
     jobs: list[Job]
     sequences: dict[str, Annotated[int, msgspec.Meta(ge=0)]]
-    charged: dict[str, Decimal]
     gate_seq: UInt
 
 
@@ -106,15 +106,15 @@ class Now:
     time_us: int
 
 
-def stop_of(lease: Lease, drawn_us: int, run: Run | None, left_us: int, now: Now, stopped: "Moment | None") -> Stop:
+def stop_of(lease: Lease, drawn_us: int, run: Run | None, spent_us: int, now: Now, stopped: "Moment | None") -> Stop:
     """The one moment at which a job stops, whatever comes first.
 
-    :param left_us: how long what is left lasts at the peak of the chips.
+    :param spent_us: when its compute would be used up at the peak of the chips.
     :param stopped: what the run's events say, as it was when this host heard of it.
     """
     stops = [
         Stop(drawn_us + lease.ttl_s * _SECOND, "the lease ends"),
-        Stop(now.mono_us + max(0, left_us), "the compute of the lease is used up"),
+        Stop(spent_us, "the compute of the lease is used up"),
     ]
     if run is not None:
         stops.append(Stop(now.mono_us + max(0, run.scope.not_after_us - now.time_us), "the run's window ends"))

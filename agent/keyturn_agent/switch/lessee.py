@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from keyturn_agent.errors import AgentError, RefusedError, UnreachableError
-from keyturn_agent.ports import Answer, Clock, SwitchVerifier
+from keyturn_agent.errors import LOST, AgentError, RefusedError, StoreError, UnreachableError
+from keyturn_agent.ports import Answer, Clock, Sample, SwitchVerifier
 from keyturn_agent.store import Store
 from keyturn_agent.switch import lease_files, scope
 from keyturn_agent.switch.asking import Ask, Begin, Ended, Go, Leased, Over, Refused, Stopping, ToExec, Told
@@ -35,16 +35,14 @@ from keyturn_agent.switch.lease_state import (
     heard_stop,
     stop_of,
 )
+from keyturn_agent.switch.metering import Metering
 from keyturn_agent.switch.pin import Pin
 from keyturn_agent.switch.spec import NOTHING, Start, check_spec, check_wanted, describe
-from keyturn_agent.switch.spent import Spent
 from keyturn_protocol.api import Problem
 from keyturn_protocol.canonical import fit_text, parse
 from keyturn_protocol.entries import Body
-from keyturn_protocol.entry_inventory import InventoryBody
 from keyturn_protocol.entry_log import DegradedBody
-from keyturn_protocol.entry_switch import LeaseBody, PermitBody
-from keyturn_protocol.entry_usage import UsageBody
+from keyturn_protocol.entry_switch import LeaseBody, LeaseGap, PermitBody
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.lease import Lease, lease_subject, parse_lease
 from keyturn_protocol.permit import Opened
@@ -107,6 +105,7 @@ class Lessee:
 
     :param gate: the gate, or None where there is none.
     :param report_s: between two reports of a lease.
+    :param usage_us: length of a usage entry.
     """
 
     def __init__(
@@ -120,6 +119,7 @@ class Lessee:
         gate: GateLink | None,
         driver: Driver,
         report_s: int,
+        usage_us: int,
         hurry: Callable[[], None],
     ) -> None:
         self._store = store
@@ -131,14 +131,15 @@ class Lessee:
         self._gate = gate
         self._driver: Driver = driver
         self._report_us = report_s * _SECOND
+        self._usage_us = usage_us
         self._hurry = hurry
         self._hands: Hands
-        self._inventory: InventoryBody | None = None
         self._gate_seen: GateStatus | None = None
         self._gate_us = 0
         self._look_us = 0
+        self._flush_us = 0
         self._book = lease_files.load(store.folder)
-        self._spent = Spent({subject: int(flop) for subject, flop in self._book.charged.items()})
+        self.metering = Metering(store)
         self._live: dict[str, _Live] = {}
         self._left_over = list(self._book.jobs)
 
@@ -151,8 +152,9 @@ class Lessee:
             if job.lease is None:
                 continue
             self._live[job.job] = live = _Live(job)
-            live.lease = parse_lease(job.lease.note.encode()).lease
-            self._charge(live)
+            live.lease = self.metering.notes.get(job.lease.sha256)
+            if live.lease is None:
+                raise StoreError("bad_state", f"lease {job.lease.sha256} is gone from {self._store.folder}", hint=LOST)
             if job.boot_id != self._clock.boot_id:
                 self._final(live, "the host was booted again")
             elif job.place is None or not scope.alive(_target(job.place)):
@@ -175,21 +177,12 @@ class Lessee:
         """Whether anything is under a lease: heads are signed more often then."""
         return any(live.lease is not None for live in self._live.values())
 
-    def wrote(self, bodies: Sequence[Body]) -> None:
-        """These entries were written."""
-        moved = False
-        for body in bodies:
-            match body:
-                case InventoryBody():
-                    self._inventory = body
-                    self._spent.inventory(body.chips)
-                case UsageBody():
-                    self._spent.usage(body)
-                    moved = True
-                case _:
-                    pass
-        if moved and self.leased:
-            self._keep()
+    def sampled(self, sample: Sample) -> None:
+        """A sample was read, and nothing is written of it yet."""
+        gaps = self.metering.sampled(sample, self._clock.boot_id)
+        for live in self._live.values():
+            if mine := [gap for gap in gaps if gap.chip in live.job.chips]:
+                self._report(live, "report", None, mine)
 
     def turn(self) -> None:
         """Do what is due."""
@@ -262,8 +255,7 @@ class Lessee:
 
     def _free(self) -> list[str]:
         taken = {chip for live in self._live.values() for chip in live.job.chips}
-        chips = [] if self._inventory is None else self._inventory.chips
-        return [chip.uuid for chip in chips if chip.role != "mig_parent" and chip.uuid not in taken]
+        return [chip.uuid for chip in self.metering.chips() if chip.role != "mig_parent" and chip.uuid not in taken]
 
     # -- one step of a job
 
@@ -404,9 +396,9 @@ class Lessee:
         )
         try:
             subject = lease_subject(parse_lease(data).lease)
-            sequence = self._book.sequences.get(subject, -1)
+            sequence = self._book.sequences.get(subject, -1) if self._book.origin == job.asked.origin else -1
             epoch = 0 if job.run is None else self._pin.epoch(job.run)
-            lease = check_lease(data, wanted, opened, epoch, sequence, self._spent.flop.get(subject, 0))
+            lease = check_lease(data, wanted, opened, epoch, sequence, self.metering.charged_flop(subject))
         except BehindError as error:
             logger.warning("%s; looking at the permit again", error)
             self._again(live, str(error))
@@ -419,15 +411,22 @@ class Lessee:
         if lease.time_us > self._now().time_us + AHEAD_US:
             self._degraded("verifier_time_ahead", f"a lease of {lease.time_us}, {self._now().time_us} here")
         first = live.lease is None
-        holding = Holding(sha256=parse_lease(data).hash.hex(), note=data.decode(), drawn_us=job.asked.mono_us)
+        if first and self._spent_us(live, lease, self._now()) <= self._now().mono_us + _SECOND:
+            raise RefusedError(
+                "exhausted", f"what is left, up to {lease.upto_tflop} TFLOP, lasts for less than a stop takes"
+            )
+        signed = parse_lease(data)
+        holding = Holding(sha256=signed.hash.hex(), origin=job.asked.origin, drawn_us=job.asked.mono_us)
         live.lease = lease
         live.job = msgspec.structs.replace(job, lease=holding, asked=None)
-        charged = getattr(lease, "charged_tflop", 0) * TFLOP
-        self._spent.flop[subject] = max(self._spent.flop.get(subject, 0), charged)
-        self._book = msgspec.structs.replace(self._book, sequences={**self._book.sequences, subject: lease.sequence})
+        before = self._book.sequences if self._book.origin == job.asked.origin else {}
+        self._book = msgspec.structs.replace(
+            self._book, origin=job.asked.origin, sequences={**before, subject: lease.sequence}
+        )
         if first:
+            # What was measured up to here was under no lease.
             self._hands.flush()
-        self._charge(live)
+        self.metering.notes.add(signed)
         # After this the lease is this host's, and is never adopted again.
         self._keep()
         self._report(live, "adopted", None)
@@ -476,11 +475,12 @@ class Lessee:
         if live.lease is None or live.job.lease is None:
             return
         self._news(live, now)
+        if live.job.lease.origin != self._store.log.name.origin:
+            self._moved(live, now)
+            return
         run = None if live.opened is None else live.opened.run
-        subject = lease_subject(live.lease)
-        left = live.lease.upto_tflop * TFLOP - self._spent.flop.get(subject, 0)
-        left_us = left // self._spent.rate(live.job.chips) if left > 0 else 0
-        stop = stop_of(live.lease, live.job.lease.drawn_us, run, left_us, now, live.heard)
+        spent_us = self._spent_us(live, live.lease, now)
+        stop = stop_of(live.lease, live.job.lease.drawn_us, run, spent_us, now, live.heard)
         live.stop = stop
         self._tell_stop(live, stop, now)
         if now.mono_us >= stop.at_us:
@@ -499,6 +499,35 @@ class Lessee:
             self._look_us = now.mono_us + _LOOK_S * _SECOND
             if live.job.place is not None and not scope.alive(_target(live.job.place)):
                 self._end(live, "the run ended")
+
+    def _moved(self, live: _Live, now: Now) -> None:
+        """The log was left for another, in which there is no lease: ask for one, and keep to the last stop meanwhile.
+
+        That stop was computed at the peak of the chips, so that it holds whatever they do.
+        """
+        if live.job.asked is None or live.job.asked.origin != self._store.log.name.origin:
+            self._write_permit(live)
+        self._step_asking(live, now)
+        if live.stop is not None and now.mono_us >= live.stop.at_us:
+            self._stopped(live, live.stop)
+
+    def _spent_us(self, live: _Live, lease: Lease, now: Now) -> int:
+        """When the compute of a lease would be used up at peak, with room for what a stop takes.
+
+        As that comes near, what was measured is written sooner, so that less of it counts at peak.
+        """
+        subject, rate = lease_subject(lease), self.metering.rate(live.job.chips)
+        left = max(0, lease.upto_tflop * TFLOP - self.metering.charged_flop(subject))
+        room_us = self._times(live)[1] * _SECOND
+        point_us = self.metering.point_us(subject) or now.mono_us
+        spent_us = point_us + left // rate - room_us
+        if spent_us - now.mono_us < self._usage_us and now.mono_us - self._flush_us >= _SECOND:
+            self._flush_us = now.mono_us
+            self._hands.flush()
+            point_us = self.metering.point_us(subject) or now.mono_us
+            left = max(0, lease.upto_tflop * TFLOP - self.metering.charged_flop(subject))
+            spent_us = point_us + left // rate - room_us
+        return spent_us
 
     def _news(self, live: _Live, now: Now) -> None:
         """Keep one request open that waits for what is said about the run."""
@@ -612,7 +641,7 @@ class Lessee:
         self._hands.flush()
         self._report(live, "final", why)
         subject = "" if live.lease is None else lease_subject(live.lease)
-        flop = self._spent.flop.get(subject, 0)
+        flop = self.metering.charged_flop(subject)
         self._tell(live, Over(charged_flop=str(flop), detail=fit_text(why)))
         self._live.pop(live.job.job, None)
         self._keep()
@@ -731,25 +760,23 @@ class Lessee:
 
     # -- small things
 
-    def _charge(self, live: _Live) -> None:
-        if live.lease is not None:
-            self._spent.begin(
-                live.job.job, lease_subject(live.lease), live.lease.dtypes, live.job.chips, self._now().mono_us
-            )
-
-    def _report(self, live: _Live, event: Literal["adopted", "report", "final"], reason: str | None) -> None:
-        """Say what was charged; signed at once."""
-        if live.lease is None or live.job.lease is None:
+    def _report(
+        self,
+        live: _Live,
+        event: Literal["adopted", "report", "final"],
+        reason: str | None,
+        gaps: Sequence[LeaseGap] = (),
+    ) -> None:
+        """Say what was charged, which the writer fills in; signed at once."""
+        holding = live.job.lease
+        if holding is None or holding.origin != self._store.log.name.origin:
             return
         now_us = self._now().mono_us
-        if event == "final":
-            self._spent.end(live.job.job, now_us)
-        flop = self._spent.flop.get(lease_subject(live.lease), 0)
         body = LeaseBody(
-            charged_flop=str(flop),
+            charged_flop="0",
             event=event,
-            gaps=[],
-            lease=live.job.lease.sha256,
+            gaps=list(gaps),
+            lease=holding.sha256,
             reason=None if reason is None else fit_text(reason),
         )
         live.job = msgspec.structs.replace(live.job, reported_us=now_us)
@@ -765,9 +792,8 @@ class Lessee:
         live.job = msgspec.structs.replace(live.job, phase=phase.value)
 
     def _keep(self) -> None:
-        charged = {subject: str(flop) for subject, flop in self._spent.flop.items()}
         jobs = [live.job for live in self._live.values() if live.job.lease is not None]
-        book = msgspec.structs.replace(self._book, jobs=jobs, charged=charged)
+        book = msgspec.structs.replace(self._book, jobs=jobs)
         if book != self._book or not (self._store.folder / lease_files.NAME).exists():
             self._book = book
             lease_files.keep(self._store.folder, book)
