@@ -6,13 +6,14 @@ import pytest
 from sqlmodel import SQLModel
 
 from keyturn_verifier.check import UNCHECKED
-from tests.faults.tamper import archive, database, host
+from tests.faults.tamper import archive, database, host, switch
 from tests.faults.tamper.bundle import FORGERIES
 from tests.support.paths import REPO
 
 OPERATORS = [
     *((f"bundle, {f.by}", f.name) for f in FORGERIES),
     *(("bundle as a file, anyone", f.name) for f in (*archive.forgery, *archive.folders)),
+    *((f"start switch, {f.by}", f.name) for f in switch.forgery),
     *(("verifier (SQLite), SQL", edit.name) for edit in database.operators()),
     *(("host, root", edit.name) for edit in (*host.ROOT, *host.WAITING)),
 ]

@@ -16,7 +16,7 @@ from tests.support.bundles import Bundle
 from tests.support.hosts import Key
 from tests.support.leased_site import LeasedSite
 from tests.support.metered import Metered, tflop
-from tests.support.parties import BEGIN, DAY
+from tests.support.parties import BEGIN, DAY, tier
 
 ROW = 8
 """TFLOP of ten busy seconds come to less than 10^4."""
@@ -147,6 +147,16 @@ class TestVerifier:
     )
     def test_a_lease_outside_of_the_scope(self, scoped: dict[str, Any], why: str) -> None:
         site = LeasedSite(**scoped)
+        site.issue(asked(site), 10)
+        refused(site, why)
+
+    @pytest.mark.parametrize(
+        ("asks", "why"),
+        [({"verified": ["argv"]}, "unverified: the host has to check"), ({"assurance": 1}, "assurance: evidence")],
+        ids=["verified", "assurance"],
+    )
+    def test_a_lease_to_a_host_that_the_tier_does_not_take(self, asks: dict[str, Any], why: str) -> None:
+        site = LeasedSite(tiers=[tier(**asks)])
         site.issue(asked(site), 10)
         refused(site, why)
 

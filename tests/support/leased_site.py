@@ -18,6 +18,7 @@ from keyturn_protocol.chips import chip_table
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.lease import AllowanceName, Lease, format_lease, lease_subject, lease_text
 from keyturn_protocol.permit import Said
+from keyturn_protocol.policy import Tier
 from keyturn_protocol.root import Services
 from tests.support.assembly import Assembly
 from tests.support.bundles import Bundle, Site
@@ -31,12 +32,15 @@ LEASE_KEY = Key("service lease")
 class LeasedSite(Site):
     """With a run that is approved for ``budget_tflop``."""
 
-    def __init__(self, budget_tflop: int = 10**6, **changes: Any) -> None:
+    def __init__(self, budget_tflop: int = 10**6, *, tiers: list[Tier] | None = None, **changes: Any) -> None:
+        """
+        :param changes: of the run's scope.
+        """
         super().__init__(NAME)
         services = Services(
             log_vkey=str(self.log_vkey), receipt_vkey=str(self.receipt_vkey), lease_vkey=service("lease", 1)
         )
-        self.hall = Assembly(of=root(services=services))
+        self.hall = Assembly(of=root(services=services), **({"tiers": tiers} if tiers else {}))
         wanted = {"budget_tflop": budget_tflop, "chips": 64} | changes
         request = self.hall.request(scope=scope(**wanted))
         self.run = self.hall.say(request, "lab-a/ada")

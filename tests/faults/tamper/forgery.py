@@ -44,7 +44,7 @@ class Forgeries(list[Forgery]):
 
 _VARIES = re.compile(
     r"kt\.[a-z]+/node/[0-9a-f]{32}/\d+|logs/[0-9a-f]{32}/\d+/[\d-]+\.(?:segment|receipt)|logs/[0-9a-f]{32}/\d+/|"
-    r"evidence/[0-9a-f]{64}\.segment|\b[0-9a-f]{64}\b"
+    r"statements/[0-9a-f]{64}\.json|leases/[0-9a-f]{64}\.lease|evidence/[0-9a-f]{64}\.segment|\b[0-9a-f]{64}\b"
 )
 
 
@@ -58,6 +58,9 @@ def without_names(message: str) -> str:
         for ending in (".segment", ".receipt"):
             if text.endswith(ending):
                 return ("evidence/…" if text.startswith("evidence") else "LOG/…") + ending
+        if text.startswith(("statements/", "leases/")):
+            folder, _, name = text.partition("/")
+            return f"{folder}/HASH.{name.partition('.')[2]}"
         return "LOG" if text.startswith("logs/") else "HASH"
 
     return re.sub(r" \((?:expected|got) .*", "", _VARIES.sub(name, message))
