@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.policy import Policy, check_policy
 from keyturn_protocol.quorum import tally
@@ -61,8 +63,7 @@ def refuse(why: Why, message: str, *, expected: object = None, got: object = Non
     return Refused(why, message, expected=expected, got=got)
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(msgspec.Struct, frozen=True):
     """A statement as a leaf of the verifier's log, its signatures verified."""
 
     index: int
@@ -84,10 +85,10 @@ class Authority:
 
     def standing_at(self, index: int) -> Standing:
         """The root in force for the leaf ``index``: the last one before it."""
-        found = next((standing for since, standing in reversed(self.roots) if since < index), None)
-        if found is None:
-            raise refuse(Why.OTHER_ROOT, "there is no root yet")
-        return found
+        for since, standing in reversed(self.roots):
+            if since < index:
+                return standing
+        raise refuse(Why.OTHER_ROOT, "there is no root yet")
 
     def standing_for(self, logged: Logged) -> Standing:
         """The root in force for a statement, which must name it."""

@@ -15,6 +15,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -110,23 +111,28 @@ def envelope_of(raw: EnvelopeRecord) -> Envelope:
 
     :raises ProtocolError: ``bad_statement`` or ``too_large``.
     """
-    kind = _TYPE.fullmatch(raw.payload_type)
-    if kind is None:
-        expected = payload_type("<kind>")
-        raise ProtocolError(Code.BAD_STATEMENT, "not a statement's type", expected=expected, got=raw.payload_type)
+    kind = _kind(raw.payload_type)
     payload = b64decode(raw.payload, Code.BAD_STATEMENT)
     if len(payload) > STATEMENT_BYTES:
         expected = f"<= {STATEMENT_BYTES} bytes"
         raise ProtocolError(Code.TOO_LARGE, "statement over its cap", expected=expected, got=len(payload))
-    ids = [signature.keyid for signature in raw.signatures]
-    if ids != sorted(set(ids)):
-        raise ProtocolError(Code.BAD_STATEMENT, "signatures are in the order of their key ids, one for each key")
     signatures = {signature.keyid: b64decode(signature.sig, Code.BAD_STATEMENT) for signature in raw.signatures}
+    if [signature.keyid for signature in raw.signatures] != sorted(signatures):
+        raise ProtocolError(Code.BAD_STATEMENT, "signatures are in the order of their key ids, one for each key")
     for signature in signatures.values():
         if not 0 < len(signature) <= SIGNATURE_BYTES:
             expected = f"1 to {SIGNATURE_BYTES} bytes"
             raise ProtocolError(Code.BAD_STATEMENT, "signature of no length", expected=expected, got=len(signature))
-    return Envelope(kind[1], payload, signatures)
+    return Envelope(kind, payload, signatures)
+
+
+@lru_cache(maxsize=64)
+def _kind(text: str) -> str:
+    found = _TYPE.fullmatch(text)
+    if found is None:
+        expected = payload_type("<kind>")
+        raise ProtocolError(Code.BAD_STATEMENT, "not a statement's type", expected=expected, got=text)
+    return found[1]
 
 
 def key_set(keys: Iterable[PublicKey]) -> dict[str, PublicKey]:

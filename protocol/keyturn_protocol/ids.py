@@ -52,6 +52,7 @@ class LogName:
         return Origin(f"{self.deployment}/node/{self.node_id}/{self.incarnation}")
 
 
+@lru_cache(maxsize=64)
 def deployment(text: str) -> Deployment:
     """Check the syntax of a deployment's name: lower-case host labels, then optional path elements."""
     if len(text) > DEPLOYMENT_CHARS or not _DEPLOYMENT.fullmatch(text):

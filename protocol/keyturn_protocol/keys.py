@@ -194,9 +194,9 @@ def parse_vkey(text: str) -> VerifierKey:
 def b64decode(text: str, code: Code) -> bytes:
     """Standard base64 (RFC 4648 §4), canonical: padded, no other characters, no stray bits."""
     try:
-        data = base64.b64decode(text.encode("ascii"), validate=True)
+        data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error, ValueError):
         raise ProtocolError(code, "not base64", got=text) from None
-    if base64.b64encode(data).decode() != text:
+    if binascii.b2a_base64(data, newline=False).decode() != text:
         raise ProtocolError(code, "base64 that is not canonical", got=text)
     return data

@@ -146,7 +146,8 @@ def _form(policy: Policy) -> Iterator[str]:
 
 def _under(policy: Policy, standing: Standing, at_us: int) -> Iterator[str]:
     everybody = census(able(standing, at_us), standing)
-    left = {colleagues: deciders(policy, standing, at_us, colleagues) for colleagues in (False, True)}
+    wanted = {tier.colleagues for tier in policy.tiers}
+    left = {colleagues: deciders(policy, standing, at_us, colleagues) for colleagues in wanted}
     for tier in policy.tiers:
         reasons = _people(tier, standing, everybody, left[tier.colleagues])
         yield from (f"tier {tier.name}: {reason}" for reason in reasons)

@@ -148,14 +148,14 @@ def check_said(statement: RunStatement) -> None:
     :raises ProtocolError: ``bad_statement``.
     """
     match statement:
+        case Decision():
+            _check_decision(statement)
         case Request():
             check_scope(statement.scope)
             if len({ancestor.run for ancestor in statement.ancestors}) != len(statement.ancestors):
                 raise ProtocolError(Code.BAD_STATEMENT, "an ancestor is listed twice")
         case Amend():
             check_scope(statement.scope)
-        case Decision():
-            _check_decision(statement)
         case Withdraw() | Suspend() | Resume() | Revoke():
             pass
         case _:

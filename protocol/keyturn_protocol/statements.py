@@ -86,6 +86,8 @@ def parse_payload(kind: str, payload: bytes) -> Statement:
 def _check(statement: Statement, payload: bytes) -> None:
     """What a kind asks for beyond its shape, as far as it can be told from the statement alone."""
     match statement:
+        case Decision() | Request() | Withdraw() | Suspend() | Resume() | Revoke() | Amend():
+            check_said(statement)
         case Replacement():
             if statement.old == statement.new:
                 raise ProtocolError(Code.BAD_STATEMENT, "a node doesn't replace itself", got=statement.old)
@@ -93,8 +95,6 @@ def _check(statement: Statement, payload: bytes) -> None:
             stand(statement, sha256(payload).hexdigest())
         case Policy():
             check_form(statement)
-        case Request() | Decision() | Withdraw() | Suspend() | Resume() | Revoke() | Amend():
-            check_said(statement)
         case _:
             pass
 

@@ -5,8 +5,8 @@ doesn't log; an auditor who finds such a leaf has found a verifier that lies.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import assert_never
+
+import msgspec
 
 from keyturn_protocol.advance import advance, open_run, under_policy, under_root
 from keyturn_protocol.authority import Authority, Logged, Why, refuse
@@ -20,23 +20,20 @@ from keyturn_protocol.leases import Asked, Irregular, Ledger
 from keyturn_protocol.lifecycle import ALIVE, Run, State, started, state
 from keyturn_protocol.limits import PENDING
 from keyturn_protocol.policy import Policy
-from keyturn_protocol.public_keys import PublicKey
-from keyturn_protocol.root import Root, Standing, stand
+from keyturn_protocol.public_keys import PublicKey, parse_public_key
+from keyturn_protocol.root import Root, Standing
 from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
 from keyturn_protocol.statement_base import Statement
 from keyturn_protocol.statements import Replacement
 
-Known = Replacement | Root | Policy | Request | Decision | Withdraw | Suspend | Resume | Revoke | Amend
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What a statement changes; :meth:`Switch.apply` makes it so."""
 
     authority: Authority
-    runs: Mapping[str, Run] = field(default_factory=dict)
+    runs: Mapping[str, Run] = msgspec.field(default_factory=dict)
     """Those that are other than before."""
-    subjects: Mapping[str, str] = field(default_factory=dict)
+    subjects: Mapping[str, str] = msgspec.field(default_factory=dict)
     """What can be decided on or withdrawn from now on → its run."""
 
 
@@ -89,22 +86,20 @@ class Switch:
             )
         if bytes.fromhex(logged.hash) in self._said:
             raise refuse(Why.SAID_BEFORE, "said before: it counts once", got=logged.hash)
-        if not isinstance(statement, Known):
-            raise refuse(Why.WRONG_KIND, "not a statement that the switch knows", got=type(statement).__name__)
         match statement:
-            case Replacement():
-                check_replacement(self.authority, logged)
-                return Change(self.authority)
-            case Root() | Policy():
-                return self._next(statement, logged)
-            case Request():
-                return self._request(statement, logged)
             case Decision() | Withdraw():
                 return self._about(self.run_of(statement.subject), logged)
             case Suspend() | Resume() | Revoke() | Amend():
                 return self._about(self.run_of(statement.run), logged)
+            case Request():
+                return self._request(statement, logged)
+            case Root() | Policy():
+                return self._next(statement, logged)
+            case Replacement():
+                check_replacement(self.authority, logged)
+                return Change(self.authority)
             case _:
-                assert_never(statement)
+                raise refuse(Why.WRONG_KIND, "not a statement that the switch knows", got=type(statement).__name__)
 
     def apply(self, logged: Logged, change: Change) -> None:
         """Make a change so that :meth:`decide` gave for this leaf, and for which none was applied since."""
@@ -229,12 +224,13 @@ def signing_keys(authority: Authority, statement: Statement) -> Mapping[str, Pub
 
     For a root, those in it as well. A key that is in both signs in the way that the root in force has for it.
 
+    :param statement: parsed, so that a root is one.
     :raises Refused: there is no root yet, and this is none.
-    :raises ProtocolError: ``bad_root``, ``bad_key``: of a root that isn't one.
     """
     in_force = authority.roots[-1][1].public_keys if authority.roots else {}
     if isinstance(statement, Root):
-        return {**stand(statement, "").public_keys, **in_force}
+        new = (parse_public_key(key.key) for person in statement.persons for key in person.keys)
+        return {**{key.id: key for key in new}, **in_force}
     if not in_force:
         raise refuse(Why.OTHER_ROOT, "there is no root yet")
     return in_force
@@ -244,7 +240,7 @@ def log_statement(envelope: Envelope, statement: Statement, index: int, time_us:
     """A statement as the next leaf, every signature of its envelope verified.
 
     :param statement: what :func:`~keyturn_protocol.statements.parse_payload` found in the envelope.
-    :raises ProtocolError: ``unknown_key``, ``bad_signature``, ``bad_sshsig``; of a root, as :func:`signing_keys`.
+    :raises ProtocolError: ``unknown_key``, ``bad_signature``, ``bad_sshsig``.
     """
     signers = verify(envelope, signing_keys(authority, statement))
     return Logged(
