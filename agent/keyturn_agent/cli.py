@@ -250,10 +250,15 @@ def _run(arguments: argparse.Namespace) -> int:
             finish_retirement(arguments.state, verifier_at, random, config.timeout_s, int(time.time()))
         raise
     try:
-        source = make_source(arguments, recording, clock)
         courier = courier_of(config, store.pinned, verifier_at(store.enrolment.verifier), random)
         stop = stop_on_signals()
-        lessee = None if simulated else lessee_of(config, store, clock, courier, random)
+        lessee = None if simulated else lessee_of(config, store, clock, courier)
+        if arguments.on_lease and lessee is None:
+            raise UsageError(
+                "bad_flag", "--on-lease: nothing is leased here; switch.exec_socket says where exec is heard"
+            )
+        plays = (lambda: lessee.running) if arguments.on_lease and lessee is not None else (lambda: True)
+        source = make_source(arguments, recording, clock, plays)
         receipted = Daemon(store, source, clock, courier, stop, config, lambda: int(time.time()), watch, lessee).run()
         return FINE if receipted or stop.requested else UNDECIDED
     finally:

@@ -12,7 +12,7 @@ from keyturn_agent.client import HttpVerifier
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
 from keyturn_agent.errors import UsageError
-from keyturn_agent.ports import Clock, Random
+from keyturn_agent.ports import Clock
 from keyturn_agent.store import Store
 from keyturn_agent.switch.asking import Ask
 from keyturn_agent.switch.door import Door
@@ -35,12 +35,11 @@ EXEC_SOCKET: Final = Path("/run/keyturn-agent/exec.sock")
 SOCKET_ENV: Final = "KEYTURN_EXEC_SOCKET"
 
 
-def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier, random: Random) -> Lessee | None:
+def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier) -> Lessee | None:
     """Who answers ``exec``, where the configuration says that somebody does.
 
     :raises UsageError: ``no_pin``: leases stand on a root.
     """
-    del random
     if config.exec_socket is None:
         return None
     enrolment = store.enrolment

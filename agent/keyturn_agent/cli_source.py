@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from keyturn_agent.sources.replay import ReplaySource
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import WorkloadId, workload_id
 
-_REPLAY_ONLY: Final = ("recording", "fast", "speed", "start", "until_end", "duration")
+_REPLAY_ONLY: Final = ("recording", "fast", "speed", "start", "until_end", "duration", "on_lease")
 _NVML_ONLY: Final = ("period", "slurm_cluster")
 _PERIOD_US: Final = 1_000_000
 
@@ -53,6 +54,11 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     )
     replay.add_argument("--until-end", action="store_true", help="end with the recording")
     replay.add_argument("--loop", type=positive, default=1, metavar="N", help="play the recording N times")
+    replay.add_argument(
+        "--on-lease",
+        action="store_true",
+        help="the recording plays while a command runs under a lease; else chips idle",
+    )
     replay.add_argument("--duration", type=positive, metavar="SECONDS", help="end after so much recorded time")
 
 
@@ -72,12 +78,22 @@ def check_source(arguments: argparse.Namespace) -> None:
     for name in _NVML_ONLY:
         if getattr(arguments, name) is not None:
             raise UsageError("bad_flag", f"--{name.replace('_', '-')}: only with --source nvml")
+    if arguments.on_lease and (arguments.fast or arguments.speed is not None):
+        raise UsageError("bad_flag", "--on-lease: only in real time; a simulated clock takes no leases")
     if arguments.start is not None and not arguments.fast and arguments.speed is None:
         raise UsageError("bad_flag", "--start: only in simulated time (--fast or --speed)")
 
 
-def make_source(arguments: argparse.Namespace, recording: Recording | None, clock: Clock) -> GpuSource:
-    """The source that the command line asks for, opened as far as it goes."""
+def make_source(
+    arguments: argparse.Namespace,
+    recording: Recording | None,
+    clock: Clock,
+    plays: Callable[[], bool] = lambda: True,
+) -> GpuSource:
+    """The source that the command line asks for, opened as far as it goes.
+
+    :param plays: see :class:`~keyturn_agent.sources.replay.ReplaySource`.
+    """
     if recording is None:
         # Loads the binding, which a replay doesn't need.
         from keyturn_agent.sources.nvml_source import NvmlSource
@@ -91,6 +107,7 @@ def make_source(arguments: argparse.Namespace, recording: Recording | None, cloc
         duration_us=None if arguments.duration is None else arguments.duration * 1_000_000,
         label=arguments.label,
         until_end=arguments.until_end or arguments.fast,
+        plays=plays,
     )
 
 

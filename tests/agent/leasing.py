@@ -184,7 +184,7 @@ class LeasingHost:
         log = self.said.open("a")
         self.process = subprocess.Popen(
             [*AGENT, "run", "--state", str(self.state), "--recording", str(FIXTURE), "--loop", "1000",
-             "--config", str(self.config)],
+             "--on-lease", "--config", str(self.config)],
             env=self.env, stderr=log, text=True,
         )  # fmt: skip
         log.close()

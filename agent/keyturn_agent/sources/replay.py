@@ -4,7 +4,7 @@ No sample is skipped: a replay that runs late catches up. Where a recording star
 where they were and the first sample is left out, as it stands at the same moment as the last one before it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -17,6 +17,8 @@ from keyturn_protocol.errors import ProtocolError
 
 ENDED = "recording_ended"
 """Cause of the gap after a recording's end, for an agent that isn't told to end with it."""
+_IDLE_MW = 60_000
+"""What a chip takes that waits for work, about as an H100 does."""
 
 
 class ReplaySource:
@@ -27,6 +29,8 @@ class ReplaySource:
     :param duration_us: stop after this much recorded time, however many loops are left; None plays all.
     :param label: put before each chip's uuid with a hyphen, so that hosts on one recording have chips of their own.
     :param until_end: end with the recording. Otherwise its chips can't be read any more from there on.
+    :param plays: asked before each sample: while it says no, the recording stands still and its chips are idle, so
+        that the recorded work stands for that of a command which is started beside it.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class ReplaySource:
         label: str | None = None,
         until_end: bool = True,
         period_us: int = 1_000_000,
+        plays: Callable[[], bool] = lambda: True,
     ) -> None:
         if loops < 1:
             raise UsageError("bad_flag", f"--loop: must be at least 1 (got {loops})")
@@ -54,6 +59,9 @@ class ReplaySource:
         self._growth = [_growth(recording, chip) for chip in range(len(recording.header.chips))]
         self._loop = self._index = 0
         self._last_us = start_mono_us
+        self._plays = plays
+        self._idle = False
+        self._idle_mj = 0
 
     @property
     def kind(self) -> Source:
@@ -88,12 +96,22 @@ class ReplaySource:
         return self._declared.get(workload)
 
     def due_us(self, now_us: int) -> int | None:
+        if not self._plays():
+            self._idle = True
+            # Where the recording begins is what its chips stand at.
+            self._index = max(self._index, 1)
+            return max(self._last_us + self._period_us, now_us)
+        if self._idle:
+            self._idle = False
+            self._start_us = now_us - self._before_us()
         offset = self._offset_us()
         if offset <= self._end_us:
             return self._start_us + offset
         return None if self._until_end else max(self._last_us + self._period_us, now_us)
 
     def read(self, now_us: int) -> Sample:
+        if self._idle:
+            return self._stand(now_us)
         offset = self._offset_us()
         if offset > self._end_us:
             self._last_us = now_us
@@ -109,18 +127,45 @@ class ReplaySource:
             self._loop, self._index = self._loop + 1, 1
         return Sample(self._last_us, chips, recorded.error, tuple(recorded.shares))
 
+    def _stand(self, now_us: int) -> Sample:
+        """A sample of chips that wait for work: counters stand, but for a little energy."""
+        self._idle_mj += _IDLE_MW * max(0, now_us - self._last_us) // 1_000_000
+        self._last_us = now_us
+        before = self._recording.samples[self._index - 1]
+        chips = tuple(
+            None if reading is None else _resting(self._shifted(reading, chip))
+            for chip, reading in enumerate(before.chips)
+        )
+        return Sample(now_us, chips, before.error, ())
+
+    def _before_us(self) -> int:
+        """The recorded moment of the sample before the next one."""
+        return self._recording.length_us * self._loop + self._recording.samples[self._index - 1].t_us
+
     def _offset_us(self) -> int:
         return self._recording.length_us * self._loop + self._recording.samples[self._index].t_us
 
     def _shifted(self, reading: Reading, chip: int) -> Reading:
-        if not self._loop:
+        if not self._loop and not self._idle_mj:
             return reading
         changes = {
             name: value + self._growth[chip][name] * self._loop
             for name in COUNTERS
             if (value := getattr(reading, name)) is not None
         }
+        if reading.energy_mj is not None:
+            changes["energy_mj"] += self._idle_mj
         return msgspec.structs.replace(reading, **changes)
+
+
+def _resting(reading: Reading) -> Reading:
+    """The same chip with nothing to do."""
+    changes = {
+        name: 0 for name in Reading.__struct_fields__ if name.endswith("_ppm") and getattr(reading, name) is not None
+    }
+    if reading.power_mw is not None:
+        changes["power_mw"] = _IDLE_MW
+    return msgspec.structs.replace(reading, **changes)
 
 
 def _growth(recording: Recording, chip: int) -> dict[str, int]:

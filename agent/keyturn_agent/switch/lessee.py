@@ -173,9 +173,9 @@ class Lessee:
         )
 
     @property
-    def leased(self) -> bool:
-        """Whether anything is under a lease: heads are signed more often then."""
-        return any(live.lease is not None for live in self._live.values())
+    def running(self) -> bool:
+        """Whether a command runs under a lease."""
+        return any(live.phase is Phase.RUNNING for live in self._live.values())
 
     def sampled(self, sample: Sample) -> None:
         """A sample was read, and nothing is written of it yet."""
