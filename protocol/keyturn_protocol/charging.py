@@ -22,13 +22,14 @@ from msgspec import structs
 
 from keyturn_protocol.authority import Why, refuse
 from keyturn_protocol.canonical import Decimal, Hex32, Record, UInt
+from keyturn_protocol.charge_rows import COLUMNS, Reading, summed
 from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.entries import Entry, Inventory, Permit, Usage
 from keyturn_protocol.entries import Lease as LeaseEntry
 from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.entry_switch import LeaseBody, PermitBody
-from keyturn_protocol.entry_usage import FIELDS, Share
-from keyturn_protocol.flop import energy_bound, highest, peak_rate
+from keyturn_protocol.entry_usage import Share
+from keyturn_protocol.flop import contradicts, energy_bound, highest, peak_rate
 from keyturn_protocol.lease import Lease, lease_subject
 from keyturn_protocol.leases import TERA
 from keyturn_protocol.usage_runs import Run
@@ -105,26 +106,6 @@ class Survivor(NamedTuple):
     workload: str
     chip: str
     from_us: int
-
-
-class _Reading(NamedTuple):
-    """What one chip did in one interval: the counters that charging looks at."""
-
-    time_us: int
-    energy_mj: int | None
-    busy_us: int | None
-    elapsed_mcycles: int | None
-    active_mcycles: int | None
-    tensor_mcycles: int | None
-    hmma_mcycles: int | None
-    imma_mcycles: int | None
-    dmma_mcycles: int | None
-    fp64_mcycles: int | None
-    fp32_mcycles: int | None
-    fp16_mcycles: int | None
-
-
-_COLUMNS: Final = tuple(FIELDS.index(name) for name in _Reading._fields[1:])
 
 
 @dataclass(slots=True)
@@ -206,9 +187,7 @@ class Charge:
         self._clock(run.boots, first, run.from_us[0])
         at = {chip.uuid: i for i, chip in enumerate(self.inventory)}
         for subject, on in self.on.items():
-            for uuid, point in on.points.items():
-                if uuid in at:
-                    on.points[uuid] = self._cover(subject, on, point, run)
+            self._cover(subject, on, run, [uuid for uuid in on.points if uuid in at])
             dtypes = frozenset(on.dtypes)
             for i, chip in enumerate(self.inventory):
                 if chip.uuid in on.points or chip.parent in on.points:
@@ -285,22 +264,33 @@ class Charge:
             self._add(subject, on, peak if bound is None or peak is None else min(peak, bound))
             on.points[uuid] = structs.replace(point, mono_us=to_us, time_us=point.time_us + to_us - from_us)
 
-    def _cover(self, subject: str, on: OnLease, point: Point, run: Run) -> Point:
-        """Advance a chip over intervals, charging what lies between them."""
-        mono_us, missing_us = point.mono_us, 0
-        for from_us, to_us in zip(run.mono_from_us, run.mono_to_us, strict=True):
-            missing_us += max(0, min(from_us, on.ends_mono_us) - mono_us)
-            mono_us = max(mono_us, to_us)
-        self._add_peak(subject, on, point.chip, missing_us)
-        return structs.replace(point, mono_us=mono_us, time_us=run.to_us[-1])
+    def _cover(self, subject: str, on: OnLease, run: Run, uuids: Iterable[str]) -> None:
+        """Advance chips over intervals, charging what lies between them: the same for all that stand at one point."""
+        found: dict[int, tuple[int, int]] = {}
+        for uuid in uuids:
+            point = on.points[uuid]
+            if point.mono_us not in found:
+                mono_us, missing_us = point.mono_us, 0
+                for from_us, to_us in zip(run.mono_from_us, run.mono_to_us, strict=True):
+                    if from_us > mono_us:
+                        missing_us += max(0, min(from_us, on.ends_mono_us) - mono_us)
+                    mono_us = max(mono_us, to_us)
+                found[point.mono_us] = (mono_us, missing_us)
+            end_us, missing_us = found[point.mono_us]
+            self._add_peak(subject, on, point.chip, missing_us)
+            on.points[uuid] = Point(chip=point.chip, mono_us=end_us, time_us=run.to_us[-1])
 
     def _measured(self, subject: str, on: OnLease, chip: Chip, dtypes: frozenset[str], run: Run, at: int) -> None:
         """What one chip did, by its counters; a chip that wasn't read may have done anything."""
+        whole = summed(run, at)
+        if whole is not None and not contradicts(whole, chip, dtypes, self.table):
+            self._add(subject, on, highest(whole, chip, dtypes, self.table))
+            return
         times = [to_us - from_us for from_us, to_us in zip(run.from_us, run.to_us, strict=True)]
-        columns = [run.columns[column][at] for column in _COLUMNS]
+        columns = [run.columns[column][at] for column in COLUMNS]
         total, unread_us = 0, 0
         for samples, *values in zip(run.samples[at], times, *columns, strict=True):
-            reading = _Reading(*values)
+            reading = Reading(*values)
             if not samples or not any(value is not None for value in values[1:]):
                 unread_us += reading.time_us
                 continue

@@ -158,15 +158,18 @@ def highest(row: Counters, chip: Chip, dtypes: frozenset[str], table: ChipTable)
     spec = table.lookup(chip)
     if spec is None:
         return None
-    believed = None if not dtypes or _contradicts(row, spec, dtypes) else dtypes
+    believed = None if contradicts(row, chip, dtypes, table) else dtypes or None
     rates = _rates_of(spec, believed, None)
     if _pipes_known(row) or row.tensor_mcycles is not None:
         return _counted(row, chip, spec, rates).high
     return _uncounted(row, chip, spec, rates, table).high
 
 
-def _contradicts(row: Counters, spec: ChipSpec, dtypes: frozenset[str]) -> bool:
-    """Whether a pipe was active on which none of ``dtypes`` runs on this chip."""
+def contradicts(row: Counters, chip: Chip, dtypes: frozenset[str], table: ChipTable) -> bool:
+    """Whether a pipe was active on which none of ``dtypes`` runs on this chip; never if they are any, or unknown."""
+    spec = table.lookup(chip)
+    if spec is None or not dtypes:
+        return False
     pipes = {PIPE_OF[dtype] for dtype in dtypes if dtype in spec.k_tensor}
     if "fp8" in dtypes and "fp8" in spec.k_tensor:
         pipes.add("imma")

@@ -290,6 +290,21 @@ def test_the_same_however_the_log_is_read(steps: list[Any], dtypes: list[str]) -
     assert with_restarts(host.entries, host.leases) == charged
 
 
+full = st.fixed_dictionaries(
+    dict.fromkeys(("hmma_mcycles", "imma_mcycles", "dmma_mcycles"), st.sampled_from([0, 0, 1, 700, 3_000]))
+    | {"tensor_mcycles": st.one_of(st.none(), st.integers(0, 9_000))}
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(full, min_size=1, max_size=8), dtype_sets)
+def test_the_same_in_one_sum_where_every_counter_is_there(rows: list[dict[str, int | None]], dtypes: list[str]) -> None:
+    host, _ = leased(dtypes)
+    for row in rows:
+        host.works({**WORK, **row})
+    assert in_runs(host.entries, host.leases) == sum(per_row(dtypes, **row) for row in rows)
+
+
 @settings(max_examples=60, deadline=None)
 @given(steps, dtype_sets, st.frozensets(st.integers(0, 24)))
 def test_killing_the_agent_saves_nothing(steps: list[Any], dtypes: list[str], killed: frozenset[int]) -> None:
