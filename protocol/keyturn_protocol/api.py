@@ -80,6 +80,10 @@ class ProblemCode(StrEnum):
     """Not a statement, or one for another deployment or root."""
     STATEMENT_REFUSED = "statement_refused"
     """Signed by those who may, and against what was said before."""
+    LEASE_REFUSED = "lease_refused"
+    """The start switch grants no lease for this entry; the detail begins with its reason's code."""
+    WAITING = "waiting"
+    """Hosts that start together: fewer have asked than there are to be. Ask again."""
     BUSY = "busy"
     """A segment of this log is still being worked on."""
     OVERLOADED = "overloaded"
@@ -112,6 +116,8 @@ STATUS: Final[dict[ProblemCode, int]] = {
     ProblemCode.LOG_CLOSED: 422,
     ProblemCode.INVALID_ENTRIES: 422,
     ProblemCode.STATEMENT_REFUSED: 422,
+    ProblemCode.LEASE_REFUSED: 422,
+    ProblemCode.WAITING: 409,
     ProblemCode.BUSY: 429,
     ProblemCode.INTERNAL: 500,
     ProblemCode.OVERLOADED: 503,

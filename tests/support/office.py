@@ -3,8 +3,9 @@
 from typing import Any
 
 from keyturn_protocol.api_read import StatementItem
-from keyturn_protocol.api_switch import RunView
+from keyturn_protocol.api_switch import RunView, openings_path
 from keyturn_protocol.canonical import decode
+from keyturn_protocol.openings import Opening, Openings, commitment, format_openings
 from keyturn_protocol.root import Services
 from keyturn_protocol.runs import Decision, Request, Resume, Scope, Suspend, Withdraw
 from keyturn_protocol.statements import Statement
@@ -26,6 +27,9 @@ class Office:
         self.root: str | None = None
         self.policy = ""
         self._nonces = 0
+
+    openings = Openings(v=1, parts={"argv": Opening(salt="5" * 64, value=["python", "train.py"])})
+    """What the runs that are asked for here commit to."""
 
     @classmethod
     def opened(cls, verifier: Verifier, **changes: Any) -> "Office":
@@ -82,12 +86,17 @@ class Office:
             "label": "aurora-2",
             "purpose": "a language model",
             "lineage": "aurora",
-            "spec": {"image": None, "config": None, "argv": "3" * 64, "data": None},
+            "spec": {"image": None, "config": None, "data": None}
+            | {part: commitment(part, one).hex() for part, one in self.openings.parts.items()},
             "scope": self.scope(),
             "ancestors": [],
             "nonce": f"{self._nonces:064x}",
         }
         return Request(**self.common(**fields | changes))
+
+    def give(self, run: str, openings: Openings) -> Reply:
+        data = format_openings(openings)
+        return self.verifier.client.request("POST", openings_path(run), data, content_type="application/json")
 
     def request(self, **changes: Any) -> str:
         return self.ok(self.make_request(**changes), "lab-a/ada")

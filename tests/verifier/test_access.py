@@ -11,6 +11,7 @@ from keyturn_verifier.db.engine import writing
 from tests.support.node import Node
 from tests.support.office import Office
 from tests.support.people import ANNA, replaces
+from tests.support.starter import Starter, hash_of
 from tests.support.verifier import DEPLOYMENT, Verifier
 
 READ, SWITCH, BUNDLE, REVIEW, METRICS = "read", "switch", "bundle", "review", "metrics"
@@ -46,6 +47,9 @@ ROUTES = [
     ("GET", "/v1/statements/{run}", SWITCH),
     ("GET", "/v1/runs", SWITCH),
     ("GET", "/v1/runs/{run}", SWITCH),
+    ("GET", "/v1/runs/{run}/openings", SWITCH),
+    ("GET", "/v1/leases", SWITCH),
+    ("GET", "/v1/leases/{lease}", SWITCH),
     ("GET", "/v1/replacements", READ),
     ("GET", "/v1/bundle", BUNDLE),
     ("GET", "/metrics", METRICS),
@@ -65,7 +69,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Verifier,
         operators.add(verifier.state, ANNA.text, "anna")
         said = replaces(node.name.node_id, "00" * 16, deployment=DEPLOYMENT)
         assert verifier.client.request("POST", "/v1/statements", said).status == 200
-        given["run"] = Office.opened(verifier).request()
+        office, host = Office.opened(verifier), Starter.enrolled(verifier, 7)
+        given["run"] = office.approved()
+        assert office.give(given["run"], office.openings).status == 204
+        given["lease"] = hash_of(host.leased(given["run"]))
         yield verifier, node, given
 
 
@@ -74,7 +81,7 @@ def test_each_role_may_do_what_the_table_says(
     served: tuple[Verifier, Node, dict[str, str]], method: str, path: str, right: str
 ) -> None:
     verifier, node, given = served
-    target = path.format(node=node.name.node_id, run=given["run"])
+    target = path.format(node=node.name.node_id, run=given["run"], lease=given["lease"])
     for role, token in ((role, given[role]) for role in MAY):
         answer = verifier.client.request(
             method, target, b"{}" if method == "POST" else None, authorization=f"Bearer {token}"
@@ -95,8 +102,10 @@ def test_the_table_has_every_route_that_asks_for_a_token(served: tuple[Verifier,
     public |= {"/v1/logs/{node}/{incarnation}/head", "/v1/authority", "/v1/runs/{run}/permit"}
     served_ones = create_app(served[0].service).openapi()["paths"]
     paths = [(m.upper(), path) for path, ways in served_ones.items() for m in ways if path not in public]
-    # Statements are posted by anybody: the signatures in them decide.
+    # Statements are posted by anybody, and leases asked for: signatures decide.
     paths.remove(("POST", "/v1/statements"))
+    paths.remove(("POST", "/v1/leases"))
+    paths.remove(("POST", "/v1/runs/{run}/openings"))
     shapes = [(method, path.partition("?")[0].count("/")) for method, path, _ in ROUTES]
     assert sorted((m, p.count("/")) for m, p in paths) == sorted(shapes)
 

@@ -14,9 +14,10 @@ from keyturn_protocol.dsse import Envelope, pae
 from keyturn_protocol.keys import SignatureType, VerifierKey
 from keyturn_protocol.leaves import Statement, parse_leaf
 from keyturn_protocol.limits import ENVELOPE_BYTES
+from keyturn_protocol.openings import Opening, Openings, commitment, format_openings, parse_openings
 from keyturn_protocol.permit import Opened, open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.root import Services
-from keyturn_protocol.runs import Resume, Revoke
+from keyturn_protocol.runs import Amend, Resume, Revoke
 from tests.support.hosts import Key
 from tests.support.node import Reply
 from tests.support.office import APPROVERS, BOARD, Office
@@ -236,3 +237,36 @@ def test_one_decision_posted_by_many_at_once_is_one(office: Office) -> None:
     leaves = [parse_leaf(line) for line in office.verifier.leaves()]
     assert sum(isinstance(leaf, Statement) for leaf in leaves) == 6
     assert office.view(run).state == "approved"
+
+
+def test_whoever_knows_what_a_commitment_opens_to_may_say_it(office: Office) -> None:
+    run, client = office.request(), office.verifier.client
+    path, token = f"/v1/runs/{run}/openings", office.verifier.reader_token("approver")
+    assert client.get(path, token).code == "not_found"
+    argv = office.openings.parts["argv"]
+    for parts, why in (
+        ({"argv": changed(argv, salt="6" * 64)}, "argv: this opens no commitment"),
+        ({"config": Opening(salt="5" * 64, value="sha256:" + "7" * 64)}, "config: this opens no commitment"),
+    ):
+        answer = office.give(run, Openings(v=1, parts=parts))  # type: ignore[arg-type]
+        assert (answer.status, answer.code) == (400, "bad_request")
+        assert why in answer.problem.detail
+    for data, code in ((b"{}", "bad_request"), (b"x" * 2**20, "too_large")):
+        assert client.request("POST", path, data).code == code
+    assert office.give("9" * 64, office.openings).code == "not_found"
+    assert office.verifier.count("opening") == 0
+    for _ in range(2):
+        assert office.give(run, office.openings).status == 204
+    got = client.get(path, token)
+    assert (got.status, got.body) == (200, format_openings(office.openings))
+    assert client.get(path).code == "unauthorized"
+    # An amendment's spec is another one.
+    office.decide(run, *APPROVERS)
+    config = Opening(salt="8" * 64, value="sha256:" + "7" * 64)
+    spec = office.make_request().spec | {"config": commitment("config", config).hex()}
+    amendment = office.ok(office.make_proposal(Amend, run, scope=office.scope(), spec=spec), "lab-a/ada")
+    assert office.give(run, Openings(v=1, parts={"config": config})).status == 204
+    assert client.get(path, token).body == got.body
+    both = parse_openings(client.get(f"{path}?proposal={amendment}", token).body)
+    assert sorted(both.parts) == ["argv", "config"]
+    assert client.get(f"{path}?proposal={'9' * 64}", token).code == "not_found"

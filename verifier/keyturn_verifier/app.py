@@ -12,7 +12,20 @@ from keyturn_protocol.api_read import OPENAPI
 from keyturn_protocol.canonical import encode
 from keyturn_verifier import problems
 from keyturn_verifier.openapi import document
-from keyturn_verifier.routes import bundle, health, join, log, logs, permits, read, review, runs, statements
+from keyturn_verifier.routes import (
+    bundle,
+    health,
+    join,
+    leases,
+    log,
+    logs,
+    openings,
+    permits,
+    read,
+    review,
+    runs,
+    statements,
+)
 from keyturn_verifier.routes.ingest import Segments
 from keyturn_verifier.service import Service
 
@@ -37,7 +50,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
-    for module in (health, join, log, logs, read, review, statements, permits, runs, bundle):
+    for module in (health, join, log, logs, read, review, statements, permits, runs, openings, leases, bundle):
         app.include_router(module.router(service))
 
     made: list[bytes] = []

@@ -25,6 +25,7 @@ from keyturn_protocol.bundle import (
     LogRef,
     Manifest,
     evidence_path,
+    lease_path,
     receipt_path,
     segment_path,
     statement_path,
@@ -42,6 +43,7 @@ from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.statement_tables import statement
+from keyturn_verifier.db.switch_tables import lease_issued
 from keyturn_verifier.db.tables import evidence, segment, segment_body
 from keyturn_verifier.errors import UsageError, VerifierError, stored
 from keyturn_verifier.export_totals import TotalsFile
@@ -139,7 +141,7 @@ def _mark(engine: Engine, snapshot: Connection, key: keyfiles.SigningKey, case: 
             until_us=max(clock(), before.time_us),
             case=case,
             exporter=f"keyturn-verifier {_version()}",
-            root_sha256=None,
+            root_sha256=_root(connection),
             chip_table=chip_table().version,
             left_out=[],
         )
@@ -190,12 +192,31 @@ def _segments(snapshot: Connection, log_id: int, name: LogName) -> Iterator[tupl
 
 def _parts(snapshot: Connection, refs: list[LogRef], mark: _Mark) -> Iterator[tuple[str, bytes]]:
     """Everything but totals and manifest."""
-    return chain(_logs(snapshot, refs), _evidence(snapshot), _statements(snapshot), _verifier_log(snapshot, mark))
+    return chain(
+        _logs(snapshot, refs),
+        _evidence(snapshot),
+        _statements(snapshot),
+        _leases(snapshot),
+        _verifier_log(snapshot, mark),
+    )
 
 
 def _statements(snapshot: Connection) -> Iterator[tuple[str, bytes]]:
     for row in snapshot.execute(select(statement.c.sha256, statement.c.envelope).execution_options(yield_per=64)):
         yield statement_path(row.sha256.hex()), row.envelope
+
+
+def _root(connection: Connection) -> str | None:
+    """The newest root: they come into force in the order of their leaves."""
+    query = select(statement.c.sha256).where(statement.c.kind == "root").order_by(statement.c.leaf.desc()).limit(1)
+    newest = connection.execute(query).scalar()
+    return None if newest is None else bytes(newest).hex()
+
+
+def _leases(snapshot: Connection) -> Iterator[tuple[str, bytes]]:
+    query = select(lease_issued.c.sha256, lease_issued.c.note).execution_options(yield_per=256)
+    for row in snapshot.execute(query):
+        yield lease_path(row.sha256.hex()), row.note
 
 
 def _evidence(snapshot: Connection) -> Iterator[tuple[str, bytes]]:

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from keyturn_protocol import api, api_read, api_switch
 from keyturn_protocol.api import PLAIN_TYPE, PROBLEM_TYPE, SEGMENT_TYPE, STATUS, ProblemCode, problem
+from keyturn_protocol.openings import Openings
 from keyturn_protocol.usage import UsageRow
 
 C = ProblemCode
@@ -29,7 +30,7 @@ class Says:
     """What a route answers and takes, beyond what its function's signature says."""
 
     answer: Any
-    """A struct, or the name of a content type."""
+    """A struct, or the name of a content type; None: nothing."""
     errors: tuple[ProblemCode, ...] = ()
     body: Any = None
     public: bool = False
@@ -72,6 +73,13 @@ _LISTED: Final[dict[str, Says]] = {
     f"GET {api_switch.RUNS}/{{run}}/permit": Says(_JSON, (C.NOT_FOUND,), public=True, empty=True),
     f"GET {api_switch.RUNS}": Says(_page(api_switch.RunItem)),
     f"GET {api_switch.RUNS}/{{run}}": Says(api_switch.RunView, (C.NOT_FOUND,)),
+    f"GET {api_switch.RUNS}/{{run}}/openings": Says(Openings, (C.NOT_FOUND,)),
+    f"POST {api_switch.RUNS}/{{run}}/openings": Says(None, (C.NOT_FOUND, *_BODY), Openings, public=True, empty=True),
+    f"POST {api_switch.LEASES}": Says(
+        PLAIN_TYPE, (C.NOT_FOUND, C.LEASE_REFUSED, C.WAITING, *_BODY), api_switch.LeaseRequest, public=True
+    ),
+    f"GET {api_switch.LEASES}": Says(_page(api_switch.LeaseItem)),
+    f"GET {api_switch.LEASES}/{{sha256}}": Says(PLAIN_TYPE, (C.NOT_FOUND,)),
     f"GET {api_read.REPLACEMENTS}": Says(_page(api_read.ReplacementItem)),
     f"GET {api_read.BUNDLE}": Says(api_read.TAR_TYPE),
     f"POST {api.JOIN}": Says(
@@ -177,9 +185,11 @@ def _complete(operation: dict[str, Any], says: Says, by_kind: Mapping[Any, Any])
         operation["security"] = [{"token": []}]
     if says.body is not None:
         operation["requestBody"] = {"required": True, "content": _content(says.body, by_kind)}
-    answers: dict[str, Any] = {"200": {"description": "as asked", "content": _content(says.answer, by_kind)}}
+    answers: dict[str, Any] = {}
+    if says.answer is not None:
+        answers["200"] = {"description": "as asked", "content": _content(says.answer, by_kind)}
     if says.empty:
-        answers["204"] = {"description": "nothing newer"}
+        answers["204"] = {"description": "done" if says.answer is None else "nothing newer"}
     by_status: dict[int, list[ProblemCode]] = {}
     for code in (*_ALWAYS, *(() if says.public else _READER), *says.errors):
         by_status.setdefault(STATUS[code], []).append(code)
@@ -191,7 +201,7 @@ def _complete(operation: dict[str, Any], says: Says, by_kind: Mapping[Any, Any])
             "description": " or ".join(f"`{code}`" for code in codes),
             "content": {PROBLEM_TYPE: {"schema": by_kind[api.Problem], "examples": examples}},
         }
-        if status in (429, 503):
+        if status in (429, 503) or C.WAITING in codes:
             answers[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     operation["responses"] = answers
 

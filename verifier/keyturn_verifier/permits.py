@@ -15,10 +15,12 @@ from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Deployment
-from keyturn_protocol.permit import AUTHORITY, Said, format_permit_bundle
+from keyturn_protocol.lease import parse_lease
+from keyturn_protocol.permit import AUTHORITY, Said, Start, format_permit_bundle
 from keyturn_verifier import translog
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.db.statement_tables import statement
+from keyturn_verifier.db.switch_tables import lease_issued
 from keyturn_verifier.errors import stored
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.switch_state import SwitchState
@@ -108,14 +110,23 @@ class Permits:
                 self._kept.popitem(last=False)
 
     def _build(self, connection: Connection, run: str | None) -> Built:
-        said = _statements(connection, run)
+        said, start = _statements(connection, run), None if run is None else _start(connection, run)
         try:
-            data = format_permit_bundle(self._deployment, run, said)
+            data = format_permit_bundle(self._deployment, run, said, start)
         except ProtocolError as error:
             if error.code is not Code.TOO_LARGE:
                 raise
             raise Refusal(ProblemCode.OVERLOADED, f"more was said than a bundle may hold: {error}") from None
-        return Built(said[-1].index, data)
+        return Built(max(said[-1].index, -1 if start is None else start.index), data)
+
+
+@stored
+def _start(connection: Connection, run: str) -> Start | None:
+    """The run's first lease."""
+    row = lease_issued.c
+    query = select(row.note, row.leaf, row.time_us).where(row.run == run).order_by(row.leaf).limit(1)
+    found = connection.execute(query).one_or_none()
+    return None if found is None else Start(parse_lease(found.note), found.leaf, found.time_us)
 
 
 @stored

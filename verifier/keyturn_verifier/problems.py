@@ -20,7 +20,7 @@ from keyturn_verifier.metrics import Metrics
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 2
-_AGAIN: Final = frozenset({ProblemCode.BUSY, ProblemCode.OVERLOADED, ProblemCode.UNKNOWN_OUTCOME})
+_AGAIN: Final = frozenset({ProblemCode.BUSY, ProblemCode.WAITING, ProblemCode.OVERLOADED, ProblemCode.UNKNOWN_OUTCOME})
 _CLOSING: Final = frozenset({ProblemCode.TOO_LARGE, ProblemCode.TIMEOUT, ProblemCode.INTERNAL})
 """The connection isn't used again: the rest of the body isn't read, or uvicorn closes it after an error."""
 _STATUS_CODES: Final = {

@@ -1,13 +1,15 @@
 """Runs as people look at them: computed from the switch, when they are asked for."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
+from keyturn_protocol.api import FindingItem
 from keyturn_protocol.api_switch import (
     EVENTS,
     EndedItem,
+    LeaseItem,
     Missing,
     ProposalItem,
     RunEvent,
@@ -17,7 +19,9 @@ from keyturn_protocol.api_switch import (
     SuspensionItem,
 )
 from keyturn_protocol.dsse import parse_envelope
-from keyturn_protocol.lifecycle import Run, State, progress, state
+from keyturn_protocol.ids import Origin
+from keyturn_protocol.lease import lease_subject, parse_lease
+from keyturn_protocol.lifecycle import Run, State, progress
 from keyturn_protocol.quorum import tally
 from keyturn_protocol.root import Standing
 from keyturn_protocol.runs import Decision, Request
@@ -25,17 +29,21 @@ from keyturn_protocol.statement_base import kind_of
 from keyturn_protocol.statements import parse_payload
 from keyturn_protocol.switch import Switch
 from keyturn_verifier.db.statement_tables import statement
+from keyturn_verifier.db.switch_tables import lease_issued
+from keyturn_verifier.db.tables import log
 from keyturn_verifier.errors import stored
 
 _SECOND: Final = 1_000_000
 
 
-def item(run: Run, index: int, at_us: int) -> RunItem:
+def item(switch: Switch, run: Run, index: int, at_us: int) -> RunItem:
     """A run in a list. ``index``: of its request's leaf."""
-    return RunItem(**_fields(run, index, at_us))
+    return RunItem(**_fields(switch, run, index, at_us))
 
 
-def view(switch: Switch, run: Run, index: int, at_us: int, events: list[RunEvent]) -> RunView:
+def view(
+    switch: Switch, run: Run, index: int, at_us: int, events: list[RunEvent], findings: Iterable[FindingItem]
+) -> RunView:
     """All of a run on one screen."""
     standing = switch.authority.standing_at(switch.index + 1)
     signed = progress(run, switch.authority, switch.index + 1, at_us)
@@ -44,7 +52,7 @@ def view(switch: Switch, run: Run, index: int, at_us: int, events: list[RunEvent
     counting = {vote.person for vote in run.permit.votes} if run.permit is not None else set(signed.persons)
     stop = run.policy.stop
     return RunView(
-        **_fields(run, index, at_us),
+        **_fields(switch, run, index, at_us),
         purpose=run.request.purpose,
         policy=run.request.policy,
         policy_version=run.policy.version,
@@ -78,21 +86,20 @@ def view(switch: Switch, run: Run, index: int, at_us: int, events: list[RunEvent
         ended=None
         if run.ended is None
         else EndedItem(time_us=run.ended.time_us, sha256=run.ended.hash, why=run.ended.why),
-        committed_tflop=0,
-        left_tflop=run.scope.budget_tflop,
-        leases=0,
-        leased_chips=0,
+        committed_tflop=switch.ledger.committed_tflop(run.hash),
+        left_tflop=max(0, run.scope.budget_tflop - switch.ledger.committed_tflop(run.hash)),
+        leases=_open_leases(switch, run.hash, at_us),
+        leased_chips=switch.ledger.chips_held(run.hash, at_us),
         notice_s=stop.notice_s,
         worst_stop_s=stop.notice_s + run.tier.lease_s,
         events=events,
-        findings=[],
+        findings=list(findings),
     )
 
 
-def _fields(run: Run, index: int, at_us: int) -> dict[str, Any]:
+def _fields(switch: Switch, run: Run, index: int, at_us: int) -> dict[str, Any]:
     """What a list shows of a run."""
-    charged = 0
-    now = state(run, at_us, charged)
+    now = switch.state_of(run, at_us)
     waiting = run.permit is not None and run.started_us is None and run.ended is None
     return {
         "run": run.hash,
@@ -104,7 +111,7 @@ def _fields(run: Run, index: int, at_us: int) -> dict[str, Any]:
         "tier": run.tier.name,
         "state": now,
         "budget_tflop": run.scope.budget_tflop,
-        "charged_tflop": charged,
+        "charged_tflop": switch.ledger.charged_tflop(run.hash),
         "chips": run.scope.chips,
         "decide_by_us": run.time_us + run.tier.decide_s * _SECOND if now is State.PENDING else None,
         "start_by_us": run.permit.start_by_us if waiting and run.permit is not None else None,
@@ -138,6 +145,46 @@ def _signed(run: Run, standing: Standing, counting: Collection[str]) -> Iterator
             sha256=vote.hash,
             counts=person in counting,
         )
+
+
+def _open_leases(switch: Switch, subject: str, at_us: int) -> int:
+    """Logs that may spend now."""
+    found = switch.ledger.subjects.get(subject)
+    return 0 if found is None else sum(one.expires_us > at_us for one in found.accounts.values())
+
+
+@stored
+def lease_rows(connection: Connection, after: int, limit: int, run: str | None) -> Sequence[Any]:
+    """Leases in the order of their leaves, as they are stored."""
+    query = select(lease_issued, log.c.origin).join(log, log.c.id == lease_issued.c.log_id)
+    query = query.where(lease_issued.c.leaf > after).order_by(lease_issued.c.leaf).limit(limit)
+    return connection.execute(query if run is None else query.where(lease_issued.c.run == run)).all()
+
+
+@stored
+def lease_item(switch: Switch, row: Any, at_us: int) -> LeaseItem:
+    """A lease in a list."""
+    lease = parse_lease(row.note).lease
+    account = switch.ledger.account(lease_subject(lease), Origin(row.origin))
+    sha256 = row.sha256.hex()
+    expires_us = lease.time_us + lease.ttl_s * _SECOND
+    return LeaseItem(
+        sha256=sha256,
+        index=row.leaf,
+        time_us=row.time_us,
+        kind=row.kind,
+        run=lease.run,
+        organisation=None if lease.allowance is None else lease.allowance.organisation,
+        lineage=None if lease.allowance is None else lease.allowance.lineage,
+        node_id=lease.node_id,
+        sequence=lease.sequence,
+        chips=len(lease.chips),
+        upto_tflop=lease.upto_tflop,
+        charged_tflop=account.charged_tflop,
+        expires_us=expires_us,
+        heard_us=account.heard_us,
+        open=at_us < expires_us and any(grant.hash == sha256 for grant in account.open),
+    )
 
 
 @stored

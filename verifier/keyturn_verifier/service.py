@@ -10,6 +10,7 @@ from keyturn_verifier.computed import Computed
 from keyturn_verifier.config import Config
 from keyturn_verifier.ingest import Ingest
 from keyturn_verifier.keyfiles import Keys
+from keyturn_verifier.leasing import Leaser
 from keyturn_verifier.metrics import Metrics
 from keyturn_verifier.permits import Permits
 from keyturn_verifier.rollup.keeper import Keeper
@@ -35,6 +36,7 @@ class Service:
     webhooks: Webhooks
     switch: SwitchState
     taker: Taker
+    leaser: Leaser
     watch: Watch
     permits: Permits
     metrics: Metrics = field(default_factory=Metrics)
@@ -64,6 +66,7 @@ def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
         Webhooks(engine, config.webhooks, config.limits.webhook_days, clock),
         switch,
         Taker(config, engine, keys, switch, clock),
+        Leaser(config, engine, keys, switch, table, clock),
         Watch(engine, switch, config.limits.waiting_hosts),
         Permits(config.deployment, engine, switch),
     )

@@ -5,16 +5,21 @@ that catches up there decides about the next leaf with all that any replica said
 it is committed: a transaction that fails leaves nothing to undo.
 """
 
+import heapq
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Column, Connection, Select, select
 
-from keyturn_protocol.authority import Logged
+from keyturn_protocol.canonical import parse
 from keyturn_protocol.dsse import parse_envelope
-from keyturn_protocol.ids import Deployment
+from keyturn_protocol.entry_switch import LeaseBody, PermitBody
+from keyturn_protocol.ids import Deployment, Origin
+from keyturn_protocol.lease import parse_lease
+from keyturn_protocol.leases import Asked
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Root
 from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
@@ -22,7 +27,36 @@ from keyturn_protocol.statement_base import Statement
 from keyturn_protocol.statements import Replacement, parse_payload
 from keyturn_protocol.switch import Switch, log_statement
 from keyturn_verifier.db.statement_tables import statement
+from keyturn_verifier.db.switch_tables import lease_issued, lease_report, lease_request
+from keyturn_verifier.db.tables import log
 from keyturn_verifier.errors import stored
+
+
+class Irregular(NamedTuple):
+    """A ``lease`` entry that isn't as it has to be, and when it was received."""
+
+    origin: str
+    seq: int
+    time_us: int
+    code: str
+    detail: str
+
+
+_LEASES: Final = (
+    select(
+        *(lease_issued.c.leaf, lease_issued.c.sha256, lease_issued.c.time_us, lease_issued.c.seq, lease_issued.c.note),
+        *(lease_request.c.body, lease_request.c.boot_id, lease_request.c.leaf.label("asked_leaf")),
+        *(log.c.origin, log.c.organisation, log.c.site),
+    )
+    .join(
+        lease_request,
+        (lease_request.c.log_id == lease_issued.c.log_id) & (lease_request.c.seq == lease_issued.c.seq),
+    )
+    .join(log, log.c.id == lease_issued.c.log_id)
+)
+_REPORTS: Final = select(
+    lease_report.c.leaf, lease_report.c.seq, lease_report.c.time_us, lease_report.c.body, log.c.origin
+).join(log, log.c.id == lease_report.c.log_id)
 
 
 class SwitchState:
@@ -40,6 +74,8 @@ class SwitchState:
         self._news: dict[str, int] = {}
         self._authority = -1
         self._requests: list[tuple[int, str]] = []
+        self.irregular: list[Irregular] = []
+        """What was wrong with reports, as the ledger found it."""
 
     @contextmanager
     def caught_up(self, connection: Connection, size: int, *, locked: bool = False) -> Iterator[Switch]:
@@ -76,16 +112,22 @@ class SwitchState:
 
     @stored
     def _catch_up(self, connection: Connection, size: int) -> None:
-        query = select(statement).where(statement.c.leaf >= self._size, statement.c.leaf < size)
-        for row in connection.execute(query.order_by(statement.c.leaf)).all():
-            envelope = parse_envelope(row.envelope)
-            said = parse_payload(envelope.kind, envelope.payload)
-            if isinstance(said, Replacement) and self._switch.standing is None:
-                continue  # signed by keys of the trust file: nothing of the switch
-            self._take(log_statement(envelope, said, row.leaf, row.time_us, self._switch.authority))
+        parts = (
+            (_since(select(statement), statement.c.leaf, self._size, size), self._statement),
+            (_since(_LEASES, lease_issued.c.leaf, self._size, size), self._lease),
+            (_since(_REPORTS, lease_report.c.leaf, self._size, size).order_by(lease_report.c.seq), self._report),
+        )
+        rows = [[(row, take) for row in connection.execute(query).all()] for query, take in parts]
+        for row, take in heapq.merge(*rows, key=lambda one: one[0].leaf):
+            take(row)
         self._size = size
 
-    def _take(self, logged: Logged) -> None:
+    def _statement(self, row: Any) -> None:
+        envelope = parse_envelope(row.envelope)
+        said = parse_payload(envelope.kind, envelope.payload)
+        if isinstance(said, Replacement) and self._switch.standing is None:
+            return  # signed by keys of the trust file: nothing of the switch
+        logged = log_statement(envelope, said, row.leaf, row.time_us, self._switch.authority)
         self._switch.take(logged)
         if isinstance(logged.statement, Root | Policy):
             self._authority = logged.index
@@ -93,6 +135,28 @@ class SwitchState:
             self._news[run] = logged.index
             if run == logged.hash:
                 self._requests.append((logged.index, run))
+
+    def _lease(self, row: Any) -> None:
+        """Whether it was signed and might be granted is for whoever issued it, and for ``check``."""
+        lease = parse_lease(row.note).lease
+        body: PermitBody = parse(row.body, PermitBody)
+        origin = Origin(row.origin)
+        asked = Asked(origin, row.seq, row.boot_id, body, row.organisation, row.site, frozenset(), row.asked_leaf)
+        first = lease.run is not None and self._switch.run_of(lease.run).started_us is None
+        self._switch.grant(lease, row.sha256.hex(), asked, row.leaf, row.time_us)
+        if first and lease.run is not None:
+            self._news[lease.run] = row.leaf
+
+    def _report(self, row: Any) -> None:
+        if self._switch.standing is None:
+            return  # of a lease that nobody can have issued
+        body: LeaseBody = parse(row.body, LeaseBody)
+        for found in self._switch.report(Origin(row.origin), row.seq, body, row.leaf, row.time_us):
+            self.irregular.append(Irregular(row.origin, row.seq, row.time_us, found.code, found.detail))
+
+
+def _since(query: "Select[Any]", leaf: "Column[int]", start: int, end: int) -> "Select[Any]":
+    return query.where(leaf >= start, leaf < end).order_by(leaf)
 
 
 def run_about(switch: Switch, digest: str, said: Statement) -> str | None:

@@ -98,6 +98,14 @@ PROBLEMS: Final[Mapping[ProblemCode, tuple[str, str]]] = {
         "Signed by those who may, and against what the log says. The detail begins with the reason's own code.",
         "keyturn explain CODE with that code, such as requester or stale.",
     ),
+    ProblemCode.LEASE_REFUSED: (
+        "The start switch grants this host no lease for what it asked. The detail begins with the reason's own code.",
+        "keyturn explain CODE with that code, such as suspended or chip_taken.",
+    ),
+    ProblemCode.WAITING: (
+        "Hosts that start together get their leases together: fewer have asked so far than there are to be.",
+        "Start the other hosts; the agent asks again by itself, for ten minutes.",
+    ),
     ProblemCode.BUSY: (
         "Something of this log is still being worked on, or its limit for this minute is used up.",
         "Try again after the time that the answer names; agents do so by themselves.",

@@ -79,7 +79,7 @@ class Rows:
         for entry in events:
             match entry:
                 case Permit(body=asks):
-                    values = (party_of(asks), entry.boot_id, encode_record(asks))
+                    values = (party_of(asks), asks.run, entry.boot_id, encode_record(asks))
                     self.asked.append(Covered(log_id, entry.seq, at, values))
                 case Lease(body=says):
                     self.reported.append(Covered(log_id, entry.seq, at, (encode_record(says),)))

@@ -26,7 +26,9 @@ class LeaseRequest(SQLModel, table=True):
     time_us: int = _big()
     """Of that leaf: since when the node waits."""
     party: str
-    """What those who start together have in common: kind, run or lineage, group."""
+    """A hash of what those who start together have in common: kind, run or lineage, group, how many."""
+    run: str | None = None
+    """The hash of the run's request; none for an allowance."""
     boot_id: str
     body: bytes
     """Of the entry, canonical JSON."""
@@ -72,7 +74,7 @@ class Opening(SQLModel, table=True):
 
     run: str = Field(primary_key=True)
     commitment: bytes = Field(primary_key=True)
-    part: str
+    part: str = Field(primary_key=True)
     salt: bytes
     value: bytes
     """Canonical JSON."""
@@ -107,4 +109,5 @@ opening = _table(Opening)
 webhook_outbox = _table(WebhookMessage)
 
 Index("lease_request_by_party", lease_request.c.party, lease_request.c.time_us)
+Index("lease_request_by_run", lease_request.c.run, lease_request.c.time_us)
 Index("webhook_outbox_by_time", webhook_outbox.c.url, webhook_outbox.c.next_us)

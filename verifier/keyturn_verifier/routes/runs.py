@@ -37,7 +37,7 @@ def router(service: Service) -> APIRouter:
             with service.switch.caught_up(connection, size) as switch:
                 items: list[RunItem] = []
                 for index, run in service.switch.requests(_FIRST if start is None else start[0]):
-                    made = runs.item(switch.runs[run], index, now_us)
+                    made = runs.item(switch, switch.runs[run], index, now_us)
                     items += [made] if state in (None, made.state) else []
                     if len(items) == limit:
                         break
@@ -53,6 +53,6 @@ def router(service: Service) -> APIRouter:
                 found = switch.runs.get(run)
                 if found is None:
                     raise Refusal(ProblemCode.NOT_FOUND, f"no run {run} is here")
-                return one(runs.view(switch, found, service.switch.requested(run), now_us, events))
+                return one(runs.view(switch, found, service.switch.requested(run), now_us, events, ()))
 
     return routes

@@ -32,11 +32,13 @@ def upgrade() -> None:
     op.create_index("ix_statement_run", "statement", ["run"])
     op.create_table(
         "lease_request",
-        *(big("log_id"), big("seq"), big("leaf"), big("time_us"), text("party"), text("boot_id"), data("body")),
+        *(big("log_id"), big("seq"), big("leaf"), big("time_us"), text("party")),
+        *(sa.Column("run", sa.String(), nullable=True), text("boot_id"), data("body")),
         sa.ForeignKeyConstraint(["log_id"], ["log.id"]),
         sa.PrimaryKeyConstraint("log_id", "seq"),
     )
     op.create_index("lease_request_by_party", "lease_request", ["party", "time_us"])
+    op.create_index("lease_request_by_run", "lease_request", ["run", "time_us"])
     op.create_table(
         "lease_report",
         *(big("log_id"), big("seq"), big("leaf"), big("time_us"), data("body")),
@@ -58,7 +60,7 @@ def upgrade() -> None:
     op.create_table(
         "opening",
         *(text("run"), data("commitment"), text("part"), data("salt"), data("value")),
-        sa.PrimaryKeyConstraint("run", "commitment"),
+        sa.PrimaryKeyConstraint("run", "commitment", "part"),
     )
     op.create_table(
         "webhook_outbox",

@@ -1,0 +1,175 @@
+"""Leases at a real verifier: who gets how much, together or not at all, and never more than there is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keyturn_protocol.api_switch import LeaseItem
+from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
+from tests.support.node import Reply
+from tests.support.office import Office
+from tests.support.parties import BEGIN, DAY, SECOND, tier
+from tests.support.starter import Starter, hash_of, spec
+from tests.support.verifier import DEPLOYMENT, Database, Verifier
+from tests.verifier.test_read import every
+
+
+@pytest.fixture
+def now() -> list[int]:
+    return [BEGIN]
+
+
+@pytest.fixture
+def verifier(tmp_path: Path, database: Database, now: list[int]) -> Iterator[Verifier]:
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as started:
+        yield started
+
+
+@pytest.fixture
+def office(verifier: Verifier) -> Office:
+    return Office.opened(verifier)
+
+
+def refused(answer: Reply, why: str) -> None:
+    assert (answer.status, answer.code) == (422, "lease_refused"), answer
+    assert answer.problem.detail.startswith(f"{why}: "), answer.problem.detail
+
+
+def test_a_host_gets_a_lease_once_and_the_run_has_started(office: Office, verifier: Verifier) -> None:
+    run = office.approved()
+    host = Starter.enrolled(verifier, 0)
+    seq = host.ask(run)
+    answer = host.get(seq)
+    lease = host.opened(answer)
+    assert (lease.run, lease.chips, lease.sequence, lease.charged_tflop) == (run, host.uuids, 0, 0)
+    assert (lease.root, lease.policy, lease.epoch, lease.ttl_s) == (office.root, office.policy, 0, 48 * 3600)
+    assert lease.upto_tflop > 10**6
+    before = verifier.dump()
+    assert host.get(seq).body == answer.body
+    assert verifier.dump() == before
+    seen = office.view(run)
+    assert (seen.state, seen.leases, seen.leased_chips) == ("active", 1, 2)
+    assert (seen.committed_tflop, seen.charged_tflop) == (lease.upto_tflop, 0)
+    # The bundle proves the start: without it a host's own fold would call the run expired.
+    data = verifier.client.get(f"/v1/runs/{run}/permit").body
+    opened = open_permit_bundle(parse_permit_bundle(data), office.root or "", DEPLOYMENT)
+    assert opened.run is not None
+    assert opened.run.started_us == lease.time_us
+    items: list[LeaseItem] = every(verifier.client, f"/v1/leases?run={run}", verifier.reader_token(), LeaseItem, 1)
+    assert [(i.sha256, i.open, i.chips) for i in items] == [(hash_of(lease), True, 2)]
+    got = verifier.client.get(f"/v1/leases/{items[0].sha256}", verifier.reader_token())
+    assert got.body == answer.body
+
+
+def test_used_and_outstanding_never_pass_the_budget(office: Office, verifier: Verifier, now: list[int]) -> None:
+    """Slices shrink as hosts come; a report frees what was not used; a host that says nothing has used it all."""
+    run = office.approved(scope=office.scope(budget_tflop=1000, chips=64))
+    hosts = [Starter.enrolled(verifier, number) for number in range(3)]
+
+    def left() -> int:
+        seen = office.view(run)
+        assert seen.committed_tflop <= 1000
+        return seen.left_tflop
+
+    first = hosts[0].leased(run)
+    assert (first.upto_tflop, left()) == (1000, 0)
+    refused(hosts[1].get(hosts[1].ask(run)), "exhausted")
+    hosts[0].report(first, 100, "adopted")
+    now[0] += 60 * SECOND
+    again = hosts[0].leased(run)
+    # Half of what nobody has charged: the other one is known to ask.
+    assert (again.charged_tflop, again.upto_tflop) == (100, 550)
+    hosts[0].report(again, 300, "adopted")
+    hosts[0].report(again, 300, "final")
+    assert left() == 700
+    second = hosts[1].leased(run)
+    refused(hosts[2].get(hosts[2].ask(run)), "exhausted")
+    # At its renewal the second host shares with the third, which goes without meanwhile.
+    hosts[1].report(second, 0, "adopted")
+    less = hosts[1].leased(run)
+    assert (less.upto_tflop, left()) == (350, 0)
+    # The old cap counts until the host has taken the new one.
+    refused(hosts[2].get(hosts[2].ask(run)), "exhausted")
+    hosts[1].report(less, 0, "adopted")
+    assert hosts[2].leased(run).upto_tflop == 350
+    assert left() == 0
+
+
+def test_hosts_of_a_group_get_their_leases_together_or_not_at_all(
+    office: Office, verifier: Verifier, now: list[int]
+) -> None:
+    run = office.approved(scope=office.scope(chips=6, budget_tflop=900))
+    hosts = [Starter.enrolled(verifier, number) for number in range(4)]
+    seqs = [host.ask(run, hosts=3, group="a") for host in hosts[:2]]
+    for host, seq in zip(hosts, seqs, strict=False):
+        answer = host.get(seq)
+        assert (answer.status, answer.code, answer.headers["retry-after"]) == (409, "waiting", "2")
+    assert verifier.count("lease_issued") == 0
+    # Another group, or another number of hosts, is not this one.
+    others: list[dict[str, Any]] = [{"hosts": 3, "group": "b"}, {"hosts": 2, "group": "a"}]
+    for changes in others:
+        assert hosts[2].get(hosts[2].ask(run, **changes)).code == "waiting"
+    seqs.append(hosts[2].ask(run, hosts=3, group="a"))
+    last = hosts[2].opened(hosts[2].get(seqs[2]))
+    assert verifier.count("lease_issued") == 3
+    leases = [host.opened(host.get(seq)) for host, seq in zip(hosts, seqs, strict=False)]
+    assert leases[2] == last
+    assert [lease.upto_tflop for lease in leases] == [300] * 3
+    assert len({lease.time_us for lease in leases}) == 1
+    refused(hosts[3].get(hosts[3].ask(run)), "too_many_chips")
+    # A host of which nothing is heard gives its chips up, and its slice only with its report.
+    for host, lease in zip(hosts[:2], leases, strict=False):
+        host.report(lease, 0, "adopted")
+    now[0] += 290 * SECOND
+    for host, lease in zip(hosts[:2], leases, strict=False):
+        host.report(lease, 10)
+    now[0] += 20 * SECOND
+    refused(hosts[3].get(hosts[3].ask(run)), "exhausted")
+    hosts[2].report(leases[2], 20, "final")
+    assert hosts[3].leased(run).upto_tflop > 0
+
+
+def test_who_gets_no_lease(office: Office, verifier: Verifier, now: list[int]) -> None:
+    pending, suspended = office.request(), office.approved()
+    office.suspend(suspended)
+    strict = tier(verified=["argv"], assurance=0)
+    run = office.approved(scope=office.scope(sites=["fra1"]))
+    elsewhere = office.approved(scope=office.scope(sites=["ams1"]))
+    later = office.approved(scope=office.scope(not_before_us=now[0] + DAY))
+    host, other = Starter.enrolled(verifier, 0), Starter.enrolled(verifier, 1)
+    attempts: list[tuple[str, str, dict[str, Any]]] = [
+        ("no_permit", pending, {}),
+        ("suspended", suspended, {}),
+        ("site", elsewhere, {}),
+        ("window", later, {}),
+        ("unknown", "9" * 64, {}),
+        ("site", run, {"chips": other.uuids}),
+    ]
+    for why, of, changes in attempts:
+        refused(host.get(host.ask(of, **changes)), why)
+    taken = host.leased(run)
+    second = office.approved()
+    refused(host.get(host.ask(second)), "chip_taken")
+    # What it asked for first is nothing any more once it asked again.
+    old, new = other.ask(run), other.ask(run)
+    refused(other.get(old), "stale")
+    now[0] += 601 * SECOND
+    refused(other.get(new), "too_late")
+    assert other.leased(run).epoch == 0
+    host.report(taken, 1, "adopted")
+    # Another boot owes the last word of the one before.
+    host.node.boot_id, host.node.boots = "0c6b8a1e-3f57-4d2a-9b1c-5e8f7a6d4c3c", host.node.boots + 1
+    seq = host.ask(run)
+    refused(host.get(seq), "owes_report")
+    assert strict.verified == ["argv"]
+    for missing in (host.node.size + 5, 0):
+        assert host.get(missing).code == "not_found"
+
+
+def test_a_spec_that_the_host_has_to_check(verifier: Verifier) -> None:
+    office = Office.opened(verifier, tiers=[tier(verified=["argv"])])
+    run, host = office.approved(), Starter.enrolled(verifier, 0)
+    refused(host.get(host.ask(run, spec=spec(argv="declared"))), "unverified")
+    assert host.leased(run, spec=spec(argv="verified")).run == run

@@ -1,0 +1,317 @@
+"""Issuing leases: decided under the lock of the verifier's log, all of a group or none.
+
+The same entry gets the same lease, always: a lease that was lost on its way is sent again, and nothing is granted
+twice. What a lease may be is for :mod:`keyturn_protocol.lease_rules` and the ledger to say; this fills it in.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import structs
+from sqlalchemy import Connection, Engine, insert
+
+from keyturn_protocol.api import ProblemCode
+from keyturn_protocol.api_switch import LeaseRequest
+from keyturn_protocol.authority import Refused, Why, refuse
+from keyturn_protocol.charging import peak_tflop_s
+from keyturn_protocol.chips import ChipTable
+from keyturn_protocol.ids import Deployment, Origin, parse_origin
+from keyturn_protocol.lease import AllowanceName, Lease, format_lease, lease_hash, lease_subject, lease_text
+from keyturn_protocol.lease_rules import limits_of
+from keyturn_protocol.leases import SILENT_US, slice_tflop
+from keyturn_protocol.leaves import LeaseBody
+from keyturn_protocol.lifecycle import Run
+from keyturn_protocol.policy import Allowance
+from keyturn_protocol.runs import Scope
+from keyturn_protocol.switch import Switch
+from keyturn_verifier import keyfiles, notify, translog
+from keyturn_verifier.clock import Clock
+from keyturn_verifier.config import Config
+from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.switch_tables import lease_issued
+from keyturn_verifier.lease_requests import Waiting, asking, issued, newest_incarnation, newest_seq, party, waiting
+from keyturn_verifier.problems import Refusal
+from keyturn_verifier.switch_events import moved
+from keyturn_verifier.switch_state import SwitchState
+
+FRESH_US: Final = 600_000_000
+"""So long after it was received an entry asks; then a host that still wants a lease writes another."""
+RENEW_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """A lease that is to be stored."""
+
+    of: Waiting
+    lease: Lease
+    note: bytes
+
+
+class Leaser:
+    """Issues leases for one verifier; any thread may ask."""
+
+    def __init__(
+        self, config: Config, engine: Engine, keys: keyfiles.Keys, switch: SwitchState, table: ChipTable, clock: Clock
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._keys = keys
+        self._switch = switch
+        self._table = table
+        self._clock = clock
+
+    def issue(self, request: LeaseRequest) -> bytes:
+        """The lease for an entry, a signed note.
+
+        :raises Refusal: ``not_found``, ``lease_refused``, ``waiting``; ``overloaded`` without the root's lease key.
+        """
+        with reading(self._engine) as connection:
+            one = self._find(connection, request)
+            there = issued(connection, one.log_id, one.asked.seq)
+            if there is not None:
+                return there
+            head = translog.head(connection)
+            # What is long to catch up with isn't caught up with under the lock.
+            with self._switch.caught_up(connection, head.size):
+                pass
+        key = self._lease_key()
+        with writing(self._engine) as connection:
+            head = translog.lock(connection)
+            one = self._find(connection, request)
+            there = issued(connection, one.log_id, one.asked.seq)
+            if there is not None:
+                return there
+            time_us = max(self._clock(), head.time_us)
+            group = party(connection, one.party, time_us - FRESH_US) if one.asked.body.hosts > 1 else [one]
+            with _refusing(), self._switch.caught_up(connection, head.size, locked=True) as switch:
+                decision = _Decision(switch, self._config.deployment, self._table, head.size, time_us)
+                leases = decision.of(connection, one, [each for each in group if _together(each, one)])
+                first = decision.first(one)
+            granted = [_Granted(of, lease, _signed(lease, key)) for of, lease in leases]
+            self._store(connection, granted, first, head.size, time_us)
+        return next(each.note for each in granted if each.of.log_id == one.log_id)
+
+    def _find(self, connection: Connection, request: LeaseRequest) -> Waiting:
+        found = waiting(connection, request.origin, request.seq)
+        if found is None:
+            what = f"no entry {request.seq} of {request.origin[:255]} that asks for a lease was received"
+            raise Refusal(ProblemCode.NOT_FOUND, what)
+        return found
+
+    def _lease_key(self) -> keyfiles.SigningKey:
+        keys = keyfiles.current(self._config.state, self._config.deployment, self._keys)
+        if keys.lease is None:
+            raise Refusal(ProblemCode.OVERLOADED, "this server has no lease.key; its operator has to copy it here")
+        return keys.lease
+
+    def _store(
+        self, connection: Connection, granted: Sequence[_Granted], first: Run | None, size: int, time_us: int
+    ) -> None:
+        rows = [
+            {
+                "leaf": size + at,
+                "sha256": lease_hash(each.lease),
+                "kind": each.of.asked.body.kind,
+                "time_us": time_us,
+                "log_id": each.of.log_id,
+                "seq": each.of.asked.seq,
+                "run": each.lease.run,
+                "note": each.note,
+            }
+            for at, each in enumerate(granted)
+        ]
+        connection.execute(insert(lease_issued), rows)
+        if first is not None:
+            notify.queue(connection, self._config.webhooks, [moved(first, "active", size, time_us)], time_us)
+        bodies = [LeaseBody(kind=each.of.asked.body.kind, sha256=lease_hash(each.lease).hex()) for each in granted]
+        translog.append(connection, bodies, time_us)
+
+
+def _together(one: Waiting, other: Waiting) -> bool:
+    """An allowance is an organisation's own; hosts of one run may be anybody's."""
+    return one.asked.body.kind == "run" or one.asked.organisation == other.asked.organisation
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """Who gets which lease as the next leaves, all at one moment."""
+
+    switch: Switch
+    deployment: Deployment
+    table: ChipTable
+    index: int
+    time_us: int
+
+    def of(self, connection: Connection, one: Waiting, group: Sequence[Waiting]) -> list[tuple[Waiting, Lease]]:
+        """The lease of ``one``, and those of all others of its group that can have one.
+
+        :raises Refused: ``one`` gets none.
+        :raises Refusal: ``waiting``: too few of its group can have one now.
+        """
+        hosts = one.asked.body.hosts
+        self._check(connection, one)
+        chosen = [one]
+        taken = set(one.asked.body.chips)
+        for other in group:
+            if other.log_id == one.log_id or not taken.isdisjoint(other.asked.body.chips):
+                continue
+            try:
+                self._check(connection, other)
+            except Refused:
+                continue  # it hears of it when it asks
+            chosen.append(other)
+            taken.update(other.asked.body.chips)
+        if len({parse_origin(each.asked.origin).node_id for each in chosen}) < hosts:
+            raise Refusal(
+                ProblemCode.WAITING,
+                f"{Why.NOT_YET}: {len(chosen)} of {hosts} hosts of this group have asked; ask again",
+            )
+        chosen = self._with_room(chosen, hosts)
+        return sorted(self._sized(connection, chosen), key=lambda pair: (pair[0].asked.index, pair[0].log_id))
+
+    def first(self, one: Waiting) -> Run | None:
+        """The run that starts with this lease."""
+        run = None if one.asked.body.run is None else self.switch.run_of(one.asked.body.run)
+        return run if run is not None and run.started_us is None else None
+
+    def _check(self, connection: Connection, one: Waiting) -> None:
+        """Whether an entry can have a lease at all.
+
+        :raises Refused: why not.
+        """
+        asked = one.asked
+        if self.time_us - one.time_us > FRESH_US:
+            raise refuse(Why.TOO_LATE, "asked too long ago: write another entry", expected=f"<= {FRESH_US} µs")
+        if one.ended:
+            raise refuse(Why.STALE, "the log takes nothing more", got=asked.origin)
+        if asked.boot_id != one.boot_id:
+            raise refuse(Why.STALE, "asked in an earlier boot", expected=one.boot_id, got=asked.boot_id)
+        if newest_seq(connection, one) != asked.seq:
+            raise refuse(Why.STALE, "the node asked again since", got=f"entry {asked.seq}")
+        name = parse_origin(asked.origin)
+        if newest_incarnation(connection, name.node_id) != name.incarnation:
+            raise refuse(Why.STALE, "the node has left this log", got=asked.origin)
+        draft = self._draft(one)
+        least = structs.replace(draft, upto_tflop=draft.charged_tflop + 1)
+        self.switch.check_lease(least, asked, self.index, self.time_us)
+        peak_tflop_s(one.chips, draft.dtypes, self.table)
+
+    def _draft(self, one: Waiting) -> Lease:
+        """The lease but for its cap."""
+        asked, body = one.asked, one.asked.body
+        authority = self.switch.authority
+        run = None if body.run is None else self.switch.run_of(body.run)
+        allowance = None
+        if body.kind != "run":
+            allowance = AllowanceName(kind=body.kind, organisation=asked.organisation, lineage=body.lineage)
+        policy, ttl_s = authority.policy_at(self.index)[0], 0
+        if run is None:
+            ttl_s = authority.policy_at(self.index)[1].allowance.lease_s
+        else:
+            policy, ttl_s = run.request.policy, run.tier.lease_s
+        lease = Lease(
+            v=1,
+            deployment=self.deployment,
+            root=authority.standing_at(self.index).hash,
+            policy=policy,
+            run=body.run,
+            allowance=allowance,
+            node_id=parse_origin(asked.origin).node_id,
+            boot_id=asked.boot_id,
+            nonce=body.nonce,
+            sequence=0,
+            chips=body.chips,
+            dtypes=[] if run is None else run.scope.dtypes,
+            charged_tflop=0,
+            upto_tflop=1,
+            ttl_s=ttl_s,
+            epoch=0 if run is None else run.epoch,
+            time_us=self.time_us,
+            renew_s=max(1, min(RENEW_S, ttl_s // 3)),
+        )
+        account = self.switch.ledger.account(lease_subject(lease), asked.origin)
+        return structs.replace(lease, sequence=account.sequence, charged_tflop=account.charged_tflop)
+
+    def _with_room(self, chosen: list[Waiting], hosts: int) -> list[Waiting]:
+        """As many as may hold chips at once, at least ``hosts`` of them.
+
+        :raises Refused: ``too_many_chips``.
+        """
+        if chosen[0].asked.body.kind == "diagnostics":
+            return chosen
+        limits = self._limits(chosen[0])
+        subject = lease_subject(self._draft(chosen[0]))
+        held = self.switch.ledger.chips_held(subject, self.time_us)
+        mine = {
+            w.log_id: held - self.switch.ledger.chips_held(subject, self.time_us, but=w.asked.origin) for w in chosen
+        }
+
+        def wanted() -> int:
+            return held + sum(len(w.asked.body.chips) - mine[w.log_id] for w in chosen)
+
+        while len(chosen) > hosts and wanted() > limits.chips:
+            chosen = chosen[:-1]
+        if wanted() > limits.chips:
+            raise refuse(Why.TOO_MANY_CHIPS, "too many at once", expected=limits.chips, got=wanted())
+        return chosen
+
+    def _sized(self, connection: Connection, chosen: Sequence[Waiting]) -> Iterator[tuple[Waiting, Lease]]:
+        """Each with a cap: whichever of them is granted first, there is as much left for the others.
+
+        :raises Refused: ``exhausted``.
+        """
+        limits = self._limits(chosen[0])
+        drafts = [(one, self._draft(one)) for one in chosen]
+        subject = lease_subject(drafts[0][1])
+        least = min(self._available(one, draft, limits) for one, draft in drafts)
+        peaks = {one.log_id: peak_tflop_s(one.chips, draft.dtypes, self.table) for one, draft in drafts}
+        sharing = self._live(subject) | {one.asked.origin for one in chosen}
+        sizes = [self._size(one, draft, limits, peaks[one.log_id], len(sharing)) for one, draft in drafts]
+        if any(size < peaks[one.log_id] * draft.ttl_s for size, (one, draft) in zip(sizes, drafts, strict=True)):
+            # It is the budget that is short: whoever asked and got nothing so far has a share too.
+            sharing |= self._hungry(connection, chosen[0].asked.body.run)
+            sizes = [self._size(one, draft, limits, peaks[one.log_id], len(sharing)) for one, draft in drafts]
+        for (one, draft), size in zip(drafts, sizes, strict=True):
+            size = min(size, least // len(chosen))
+            if size <= 0:
+                raise refuse(Why.EXHAUSTED, "too little is left for so many hosts", got=f"{least} TFLOP")
+            yield one, structs.replace(draft, upto_tflop=draft.charged_tflop + size)
+
+    def _available(self, one: Waiting, draft: Lease, limits: Scope | Allowance) -> int:
+        return self.switch.ledger.available_tflop(draft, one.asked.origin, limits, self.time_us)
+
+    def _size(self, one: Waiting, draft: Lease, limits: Scope | Allowance, rate_tflop_s: int, hosts: int) -> int:
+        ledger, origin, at_us = self.switch.ledger, one.asked.origin, self.time_us
+        return slice_tflop(ledger, draft, origin, limits, rate_tflop_s=rate_tflop_s, hosts=hosts, at_us=at_us)
+
+    def _hungry(self, connection: Connection, run: str | None) -> set[Origin]:
+        """Hosts that asked for a lease of this run lately, some of them in vain."""
+        return set() if run is None else asking(connection, run, self.time_us - FRESH_US)
+
+    def _limits(self, one: Waiting) -> Scope | Allowance:
+        run = None if one.asked.body.run is None else self.switch.run_of(one.asked.body.run)
+        return limits_of(self.switch.authority, run, self.index)
+
+    def _live(self, subject: str) -> set[Origin]:
+        """Logs that have a lease and were heard of lately."""
+        found = self.switch.ledger.subjects.get(subject)
+        return {
+            origin
+            for origin, account in ({} if found is None else found.accounts).items()
+            if account.open and self.time_us < min(account.expires_us, account.heard_us + SILENT_US)
+        }
+
+
+def _signed(lease: Lease, key: keyfiles.SigningKey) -> bytes:
+    return format_lease(lease, key.public, key.sign(lease_text(lease)))
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise Refusal(ProblemCode.LEASE_REFUSED, f"{error.why}: {error}") from None
