@@ -191,6 +191,35 @@ def test_of_two_counters_of_the_fp64_tensor_pipe_the_one_that_grew_more_counts(s
     assert [b - a for a, b in pairwise(c for c in counted if c is not None)] == [700_000, 10**9, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("code", "counted", "ratios"),
+    [
+        (999, [100_000_000, None, None, None, 100_000_000], [100_000, None, 100_000]),
+        (4, [100_000_000, None, None, None, None], [100_000, None, None]),
+        # Only one that the driver doesn't have is nothing to wait for.
+        (3, [100_000_000, 0, 0, 0, 0], [100_000, 0, 0]),
+    ],
+    ids=["for a moment", "no permission", "not there"],
+)
+def test_of_two_metrics_of_a_pipe_the_one_that_is_not_told_is_not_zero(
+    stub: Stub, make: Sources, code: int, counted: list[int | None], ratios: list[int | None]
+) -> None:
+    """The other one may be a counter that stands still."""
+    from_us, to_us = START_US + 2 * SECOND_US, START_US + 3 * SECOND_US
+    script = steady_gpu().cycles()
+    script.lines = [line for line in script.lines if " g8 " not in line]
+    for second in range(60):
+        script.at(second * SECOND_US, "0", g251=10**11 * second, g8=10)
+    for metric in (251, 8):
+        script.fail(f"metric:{metric}", code, from_us=from_us, to_us=to_us)
+    source = make(stub, script)
+    to_start(stub, source)
+    readings = [only(sample) for sample in read_seconds(stub, source, 5)]
+    sums = [reading.dmma_kcycles for reading in readings]
+    assert [None if a is None or b is None else b - a for a, b in pairwise(sums)] == counted
+    assert [reading.dmma_ppm for reading in readings[1:4]] == ratios
+
+
 def test_no_permission_for_one_metric_is_null_for_that_one(stub: Stub, make: Sources) -> None:
     source = make(stub, steady_gpu().fail("metric:13", 4, from_us=START_US + SECOND_US))
     to_start(stub, source)

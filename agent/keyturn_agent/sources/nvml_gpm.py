@@ -175,9 +175,9 @@ class Gpm:
                 if (value := self._counted(name, ids, last, values)) is not None:
                     found[name] = int(value / self._divisor) // 1000
         for name, ids in RATIOS.items():
-            have = [values[m] for m in ids if m in values]
-            if have and max(have) <= _ROUNDING_PERCENT:
-                found[name] = min(1_000_000, round(max(have) * 10_000))
+            told = self._told(ids, values)
+            if told and (most := max(values[m] for m in told)) <= _ROUNDING_PERCENT:
+                found[name] = min(1_000_000, round(most * 10_000))
         for name, metric in RATES.items():
             if metric in values:
                 # KiB/s x µs: as fine as it comes, so that rounding doesn't add up.
@@ -247,11 +247,18 @@ class Gpm:
     def _counted(self, name: str, ids: tuple[int, ...], last: dict[int, float], now: dict[int, float]) -> float | None:
         if len(ids) == 1:
             return now.get(ids[0])
-        growth = [now[m] - last[m] for m in ids if m in now and m in last]
-        if not growth:
+        if not (told := self._told(ids, last, now)):
             return None
-        self._sums[name] = self._sums.get(name, 0) + max(growth)
+        self._sums[name] = self._sums.get(name, 0) + max(now[m] - last[m] for m in told)
         return self._sums[name]
+
+    def _told(self, ids: tuple[int, ...], *samples: Mapping[int, float]) -> list[int]:
+        """Those of a field's metrics that this driver has; none where a sample lacks one of them.
+
+        One that isn't told, for a moment or without a permission, may be the one that grows.
+        """
+        told = [metric for metric in ids if self._gone.get(metric, NOT_PERMITTED) == NOT_PERMITTED]
+        return told if all(metric in sample for sample in samples for metric in told) else []
 
     def _refuse(self, metric: int, code: int) -> None:
         cause = cause_of(code)
