@@ -52,10 +52,10 @@ def two_gpus() -> Script:
     return Script().gpu(0).gpu(1).steady("0").steady("1")
 
 
-def metered(samples: list[Sample]) -> tuple[list[UsageBody], list[GapBody]]:
+def metered(samples: list[Sample], interval_us: int = 10 * SECOND_US) -> tuple[list[UsageBody], list[GapBody]]:
     """The usage entries and gaps that the daemon would write."""
     chips = len(samples[0].chips)
-    sampler, losses = Sampler(chips, 10 * SECOND_US, 0), Losses(chips)
+    sampler, losses = Sampler(chips, interval_us, 0), Losses(chips)
     bodies: list[UsageBody] = []
     gaps: list[GapBody] = []
     last_us = None
