@@ -1,6 +1,6 @@
 """nvitop's collector, as its documentation has it run beside a training job, once a second."""
 
-from nvitop import ResourceMetricCollector
+from nvitop import ResourceMetricCollector  # type: ignore[import-untyped]
 
 
 def main() -> None:

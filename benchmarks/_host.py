@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from keyturn_protocol import entries as e
 from keyturn_protocol.checkpoint import Checkpoint
+from keyturn_protocol.entries import Body, Genesis, Inventory, Usage, format_entry
+from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_log import GenesisBody
+from keyturn_protocol.entry_usage import Share, UsageBody
 from keyturn_protocol.ids import LogName, deployment
 from keyturn_protocol.keys import node_id_of
 from keyturn_protocol.merkle import Frontier, leaf_hash
@@ -73,7 +76,7 @@ class Host:
                 time_us=START_US + self.mono_us,
                 body=body,
             )
-            lines.append(e.format_entry(entry))
+            lines.append(format_entry(entry))
             self.prev = leaf_hash(lines[-1])
             self.frontier = self.frontier.extend([self.prev])
         return lines
@@ -84,10 +87,10 @@ class Host:
         checkpoint = Checkpoint(self.name.origin, self.frontier.size, self.frontier.root())
         return format_segment(lines, checkpoint.signed(self.vkey, self.key.sign(checkpoint.to_text())))
 
-    def _entries(self) -> Iterator[tuple[type, e.Body]]:
+    def _entries(self) -> Iterator[tuple[type, Body]]:
         yield (
-            e.Genesis,
-            e.GenesisBody(
+            Genesis,
+            GenesisBody(
                 agent_version="0",
                 agent_sha256="0" * 64,
                 source="nvml",
@@ -97,10 +100,8 @@ class Host:
                 previous=None,
             ),
         )
-        yield e.Inventory, self._inventory()
-        shares = [
-            e.Share(chip=i, id="slurm:cluster:4711", class_="exclusive", share_ppm=1_000_000) for i in range(CHIPS)
-        ]
+        yield Inventory, self._inventory()
+        shares = [Share(chip=i, id="slurm:cluster:4711", class_="exclusive", share_ppm=1_000_000) for i in range(CHIPS)]
         while True:
             start_us = self.mono_us
             self.mono_us += INTERVAL_US
@@ -108,7 +109,7 @@ class Host:
                 field: [max(0, value + self.random.randrange(-value // 20 - 1, value // 20 + 2)) for _ in range(CHIPS)]
                 for field, value in _VALUES.items()
             }
-            body = e.UsageBody(
+            body = UsageBody(
                 from_us=START_US + start_us,
                 to_us=START_US + self.mono_us,
                 mono_from_us=start_us,
@@ -116,11 +117,11 @@ class Host:
                 workloads=shares,
                 **columns,  # type: ignore[arg-type]
             )
-            yield e.Usage, body
+            yield Usage, body
 
-    def _inventory(self) -> e.InventoryBody:
+    def _inventory(self) -> InventoryBody:
         chips = [
-            e.Chip(
+            Chip(
                 uuid=f"GPU-{self.random.randbytes(16).hex()}",
                 name="NVIDIA H100 80GB HBM3",
                 role="gpu",
@@ -137,6 +138,6 @@ class Host:
             )
             for i in range(CHIPS)
         ]
-        return e.InventoryBody(
+        return InventoryBody(
             chips=chips, driver_version=None, nvml_version=None, cuda_version=None, gate="none", pci=None
         )

@@ -41,7 +41,7 @@ class Mark:
 
     @classmethod
     def of(cls, program: Program) -> "Mark":
-        assert program.process.poll() is None, f"{program.process.args} ended"
+        assert program.process.poll() is None, f"{program.process.args!r} ended"
         return cls(time.monotonic(), _cpu_s(program.process.pid), program.control.get("calls"))
 
 

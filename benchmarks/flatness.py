@@ -58,7 +58,7 @@ def grow(verifier: Verifier, folder: Path, marks: list[int]) -> list[Cost]:
     name = LogName(DEPLOYMENT, node_id_of(signer.public_key), 1)
     stamp = Stamp(BOOT, 1, 0, 1_790_000_000_000_000)
     opened = Opened(v=1, opened_s=1_790_000_000, reason="enrolled", detail="")
-    first = genesis(signer.public_key, "replay", "00" * 32, None)
+    first = genesis(signer.public_key, "replay", "00" * 32, None, None)
     log = NodeLog.create(folder / "log", name, signer, opened, first, stamp)
     assert verifier.client.join_with(str(log.key), verifier.join_token()).status == 200
     spent: list[tuple[float, float]] = []
@@ -97,12 +97,12 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=1_000_000, metavar="N", help="of the log at its end")
     most = parser.parse_args().entries
     marks = [10**power for power in range(3, len(str(most)))]
-    unlimited = {"log_requests_per_minute": 10**9, "log_bytes_per_minute": 10**12}
+    costs: list[Cost] = []
     with tempfile.TemporaryDirectory() as name:
         for warm in (True, False):
             folder = Path(name) / ("warm" if warm else "log")
             folder.mkdir()
-            with Verifier(folder, **unlimited) as verifier:
+            with Verifier(folder, log_requests_per_minute=10**9, log_bytes_per_minute=10**12) as verifier:
                 costs = grow(verifier, folder, marks[:1] if warm else marks)
     durability = {"append": "fdatasync", "ingest": "SQLite WAL, synchronous=FULL", "audit": "none: it only reads"}
     for what in ("append", "ingest", "audit"):

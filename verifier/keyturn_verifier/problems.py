@@ -101,24 +101,28 @@ def response(refusal: Refusal, more: Mapping[str, str] | None = None) -> Respons
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Route every error of ``app`` through :func:`refusal_of`, and count it."""
+    """Route every error of ``app`` through :func:`refusal_of`, and count it.
 
-    def known(_request: Request, error: Exception) -> Response:
+    The handlers are asynchronous, though they wait for nothing: the framework would give each refusal a thread, and
+    under overload there are hundreds at once.
+    """
+
+    async def known(_request: Request, error: Exception) -> Response:
         return refused(refusal_of(error))
 
     def refused(refusal: Refusal, more: Mapping[str, str] | None = None) -> Response:
         metrics.refused(refusal.code)
         return response(refusal, more)
 
-    def http(request: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return known(request, error)
+            return await known(request, error)
         code = _STATUS_CODES.get(error.status_code, ProblemCode.BAD_REQUEST)
         return refused(Refusal(code, f"{request.method} {request.url.path[:200]}: {error.detail}"), error.headers)
 
-    def invalid(request: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
-            return known(request, error)
+            return await known(request, error)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])[:200]
         return refused(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
