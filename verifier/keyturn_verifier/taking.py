@@ -6,8 +6,9 @@ it, with everything that was said by then.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec import structs
 from sqlalchemy import Connection, Engine, insert, select
 
 from keyturn_protocol.api import ProblemCode
@@ -175,7 +176,7 @@ class Taker:
             return Looked(None, None)
         root = None if standing is None else standing.hash
         if looked is not None and looked.logged is not None and looked.root == root:
-            return Looked(root, replace(looked.logged, index=index, time_us=time_us))
+            return Looked(root, structs.replace(looked.logged, index=index, time_us=time_us))
         return Looked(root, log_statement(said.envelope, new, index, time_us, switch.authority))
 
     def _by_operators(self, said: Said, time_us: int) -> None:
