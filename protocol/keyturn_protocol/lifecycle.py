@@ -196,11 +196,11 @@ def is_excluded(run: Run, tier: Tier, standing: Standing, person: str) -> bool:
 
 
 def counted(run: Run, tier: Tier, votes: Iterable[Vote], standing: Standing, at_us: int) -> list[Vote]:
-    """The approvals among votes that count: by persons who are in the root now, with keys that were theirs and valid
-    when they signed and are now, and not the one that the request was signed with."""
+    """The approvals among votes that count: by persons who are in the root now, with keys that are theirs and were
+    valid when they signed and are now."""
     found = []
     for vote in votes:
-        if vote.verdict != "approve" or vote.key_id == run.key_id:
+        if vote.verdict != "approve":
             continue
         key = standing.keys.get(vote.key_id)
         if key is None or key.person.id != vote.person or is_excluded(run, tier, standing, vote.person):

@@ -249,6 +249,8 @@ def test_a_host_is_replaced_by_an_operator_of_the_root(signers: tuple[str, ...],
     report = check(site.export(), hall.root)
     if why is None:
         assert (report.outcome, len(report.links)) == ("pass", 1)
+        unpinned = check(site.export(), None, trust=True)
+        assert (unpinned.outcome, unpinned.links) == ("undecided", ())
     else:
         refused(site.export(), hall.root, why)
         assert report.links == ()

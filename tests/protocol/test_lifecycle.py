@@ -496,6 +496,25 @@ def test_a_veto_or_enough_denials_end_an_amendment() -> None:
         refused(Why.DECIDED, partial(world.agree, proposal, "lab-a/bob"), world)
 
 
+def test_an_amendment_on_a_key_that_turns_out_to_be_compromised_suspends_the_run() -> None:
+    """The permit rests on other keys; what was widened since doesn't."""
+    world = World.begun().approved()
+    proposal = world.propose(Amend, scope=scope(budget_tflop=2 * 10**12), spec=dict(the_run(world).spec))
+    world.agree(proposal, "lab-a/bob", "operator-b/eve", "office/joe")
+    assert the_run(world).scope.budget_tflop == 2 * 10**12
+    both = [person_key("joe's new key"), person_key("office/joe", compromised_since_us=BEGIN)]
+    old = world.authority.roots[-1][1].root
+    people = [changed(p, keys=both) if p.id == "office/joe" else p for p in old.persons]
+    world.put_root(changed(old, version=2, previous=world.root_hash, root=world.root_hash, persons=people))
+    assert at(world) is State.SUSPENDED
+
+
+def test_an_amendment_keeps_the_commitments_that_its_tier_verifies() -> None:
+    world = World.begun(tiers=[tier(verified=["argv"])]).approved()
+    without = {**the_run(world).spec, "argv": None}
+    refused(Why.BROKEN, lambda: world.propose(Amend, scope=scope(), spec=without), world)
+
+
 def test_the_progress_of_a_proposal() -> None:
     world = World.begun().approved()
     world.suspend()

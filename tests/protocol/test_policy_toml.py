@@ -145,6 +145,24 @@ def test_a_policy_that_can_never_approve_says_what_is_missing() -> None:
     assert [one.may_be_away for one in report.tiers] == [1, -1, -1]
 
 
+@pytest.mark.parametrize(
+    ("approve", "away"),
+    [
+        (Threshold(persons=2, organisations=1, minimum={"lab": 1}), 2),
+        (Threshold(persons=7, organisations=1, minimum={"lab": 1}), 1),
+        (Threshold(persons=3, organisations=3, minimum={"lab": 1}), 2),
+        (Threshold(persons=4, organisations=4, minimum={"lab": 1}), 0),
+        (Threshold(persons=2, organisations=2, minimum={"regulator": 2}), 0),
+        (Threshold(persons=2, organisations=2, minimum={"lab": 4}), -1),
+    ],
+)
+def test_how_many_may_be_away(approve: Threshold, away: int) -> None:
+    """Of ada's three colleagues, two of the operator, one of the evaluators, two of the regulator."""
+    held = standing((*LAB, "ops/eve", "ops/fay", "evals/pat", "office/ivy", "office/joe"))
+    asked = policy("0" * 64, tiers=[tier(approve=approve)])
+    assert check(asked, held, BEGIN).tiers[0].may_be_away == away
+
+
 def test_a_policy_that_would_always_approve() -> None:
     """Nobody has a veto over the one who has it, and more must say no than there are."""
     alone = policy("0" * 64, requesters=["regulator"], tiers=[tier(veto=["regulator"], deny=6)])
