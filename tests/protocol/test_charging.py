@@ -1,17 +1,20 @@
 """What is charged is never less than what was done, however a log is cut, killed, rebooted or renamed."""
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import to_builtins
 
 from keyturn_protocol.authority import Refused, Why
-from keyturn_protocol.charging import peak_tflop_s
+from keyturn_protocol.charging import Charge, peak_tflop_s
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.flop import energy_bound, peak_rate
 from keyturn_protocol.leases import TERA
 from tests.support.metered import RUN, SECOND, WORK, Metered, h100, in_runs, with_restarts
+from tests.support.naive_charge import NaiveCharge
 
 ANY: frozenset[str] = frozenset()
 PEAK = peak_rate(h100(), ANY, chip_table()) or 0
@@ -288,6 +291,17 @@ def test_the_same_however_the_log_is_read(steps: list[Any], dtypes: list[str]) -
     charged = host.charged()
     assert in_runs(host.entries, host.leases) == charged
     assert with_restarts(host.entries, host.leases) == charged
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps, dtype_sets)
+def test_the_same_as_a_second_opinion(steps: list[Any], dtypes: list[str]) -> None:
+    host = lived(steps, dtypes)
+    naive = NaiveCharge({digest: to_builtins(lease) for digest, lease in host.leases.items()})
+    ours = Charge(chip_table(), host.leases)
+    for line, entry in zip(host.lines, host.entries, strict=True):
+        assert ours.entry(entry) == naive.add(json.loads(line))
+    assert host.charged() == naive.flop.get(RUN, 0)
 
 
 full = st.fixed_dictionaries(

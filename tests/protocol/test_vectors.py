@@ -8,14 +8,17 @@ import pytest
 
 from keyturn_protocol import segment as seg
 from keyturn_protocol.canonical import decode, encode
+from keyturn_protocol.charging import Charge, peak_tflop_s
 from keyturn_protocol.checkpoint import open_checkpoint
+from keyturn_protocol.chips import chip_table
 from keyturn_protocol.cosignature import parse_receipt, verify_cosignature
 from keyturn_protocol.dsse import key_set, pae, verify
 from keyturn_protocol.entries import format_entry, parse_entry
+from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin, parse_origin, workload_id
 from keyturn_protocol.keys import node_id_of, parse_vkey
-from keyturn_protocol.lease import lease_subject, lease_text, open_lease, parse_lease
+from keyturn_protocol.lease import Lease, lease_subject, lease_text, open_lease, parse_lease
 from keyturn_protocol.merkle import Frontier, leaf_hash
 from keyturn_protocol.note import open_note, parse_note, parse_signature
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
@@ -154,6 +157,20 @@ def check_fold(given: Any) -> Any:
     found: Any = decode(totals, Any, limit=len(totals))
     assert canonical(found) == totals
     return {"totals": found, "silence": [{field: getattr(gap, field) for field in fields} for gap in silent]}
+
+
+def check_charge(given: Any) -> Any:
+    leases: dict[str, Lease] = {
+        sha256(text.encode() + b"\n").hexdigest(): decode(text.encode(), Lease) for text in given["leases"]
+    }
+    charge = Charge(chip_table(), leases)
+    said = [charge.entry(parse_entry(line.encode())) for line in given["entries"]]
+    (subject,) = {lease_subject(lease) for lease in leases.values()}
+    return {"charged": [str(one) for one in said if one is not None], "total": str(charge.charged_flop(subject))}
+
+
+def check_peak(given: Any) -> int:
+    return peak_tflop_s([decode(canonical(one), Chip) for one in given["chips"]], given["dtypes"], chip_table())
 
 
 def check_parse_public_key(given: str) -> Any:

@@ -58,7 +58,7 @@ class Metered(Host):
     def reboot(self, off_s: int = 60, *, clock_s: int = 0) -> Self:
         """``clock_s``: how far the wall clock is off afterwards."""
         self.boots += 1
-        self.boot = self.boot[:-1] + str(self.boots)
+        self.boot = f"{self.boot[:24]}{self.boots:012x}"
         self.now_us += (off_s + clock_s) * SECOND
         self.mono_us = 5 * SECOND
         self.now_us += self.mono_us

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ed25519_reference, naive_merkle
 from tests.support.naive_fold import FIELDS, fold
-from tests.vectors import leases, people, switch
+from tests.vectors import charging, leases, people, switch
 from tests.vectors.pieces import Case, Json, b64, bad, canonical, content, flip, good
 
 HERE = Path(__file__).parent
@@ -1592,6 +1592,7 @@ AREAS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "sshsig": people.sshsig,
     "statements": people.statements,
     "leases": leases.leases,
+    "charging": lambda: charging.charging(Log, inventory, chip),
     "kinds": switch.kinds,
     "permits": switch.permits,
 }
