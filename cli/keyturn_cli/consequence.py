@@ -11,7 +11,7 @@ from keyturn_protocol.lifecycle import Run, progress
 from keyturn_protocol.policy import Tier
 from keyturn_protocol.quorum import Tally, tally
 from keyturn_protocol.root import Standing
-from keyturn_protocol.runs import Request
+from keyturn_protocol.runs import Amend, Decision, Request, RunStatement
 from keyturn_protocol.statements import Statement
 
 
@@ -47,6 +47,14 @@ def next_leaf(view: View, envelope: Envelope, said: Statement, keys: Collection[
 def refused(error: Refused) -> CliError:
     """The switch's own word, with where to read more."""
     return CliError(f"{error.why}: {error}", exit=Exit.REJECTED, hint=f"keyturn explain {error.why}")
+
+
+def at_stake(said: RunStatement, run: Run) -> Request | Amend | None:
+    """Whose scope and spec a statement is about, where they aren't the run's own as it is."""
+    if isinstance(said, (Request, Amend)):
+        return said
+    proposal = run.proposals.get(said.subject) if isinstance(said, Decision) else None
+    return proposal.statement if proposal is not None and isinstance(proposal.statement, Amend) else None
 
 
 @dataclass(frozen=True, slots=True)

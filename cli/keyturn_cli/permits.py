@@ -198,16 +198,20 @@ def run_hash(client: Client, reference: str) -> str:
     return found[0]
 
 
-def served_openings(client: Client, run: Run) -> Openings | None:
-    """The openings that a verifier has of a run; None if it has none.
+def served_openings(
+    client: Client, run: str, spec: Mapping[SpecPart, str | None], proposal: str | None = None
+) -> Openings | None:
+    """The openings that a verifier has of a run, or of an amendment of it; None if it has none.
 
+    :param spec: that of the run, or of the amendment.
     :raises CliError: one doesn't open its commitment.
     """
+    path = api_switch.openings_path(run)
     try:
-        data = client.content(api_switch.openings_path(run.hash), OPENINGS_BYTES)
+        data = client.content(path if proposal is None else f"{path}?proposal={proposal}", OPENINGS_BYTES)
     except NotThere:
         return None
-    return _checked(data, run.spec, client.base)
+    return _checked(data, spec, client.base)
 
 
 def read_openings(path: Path, spec: Mapping[SpecPart, str | None]) -> Openings:

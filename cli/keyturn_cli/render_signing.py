@@ -3,14 +3,14 @@
 from typing import assert_never
 
 from keyturn_cli import consequence, render_run, switch_text
-from keyturn_cli.consequence import Consequence
+from keyturn_cli.consequence import Consequence, at_stake
 from keyturn_cli.differences import differences
 from keyturn_cli.lines import Lines
 from keyturn_cli.output import clean, named
 from keyturn_cli.permits import View, as_last_seen
 from keyturn_cli.switch_text import ALONE, groups, short, short_of
 from keyturn_cli.units import moment, span
-from keyturn_protocol.lifecycle import Run, holdouts, party_in
+from keyturn_protocol.lifecycle import Run, counted, holdouts, party_in
 from keyturn_protocol.openings import Openings
 from keyturn_protocol.public_keys import PublicKey
 from keyturn_protocol.runs import (
@@ -43,17 +43,18 @@ def of_run(
     lines.add("as", switch_text.person(person, standing), *([] if key is None else [f"with {key}"]))
     render_run.asked(lines, run, standing)
     _tier(lines, run)
-    lines.extend("allowed", switch_text.scope(_scope(said, run)))
-    render_run.spec(lines, said.spec if isinstance(said, (Request, Amend)) else run.spec, openings, run.tier.verified)
-    if isinstance(said, Amend):
-        lines.extend("amends", [str(one) for one in differences(run.scope, said.scope, "scope")])
-        lines.extend("", [str(one) for one in differences(dict(run.spec), said.spec, "spec")])
+    stake = at_stake(said, run)
+    lines.extend("allowed", switch_text.scope(_scope(view, said, run)))
+    render_run.spec(lines, run.spec if stake is None else stake.spec, openings, run.tier.verified)
+    if isinstance(stake, Amend):
+        lines.extend("amends", [str(one) for one in differences(run.scope, stake.scope, "scope")])
+        lines.extend("", [str(one) for one in differences(dict(run.spec), stake.spec, "spec")])
     if not isinstance(said, Request):
         changed(lines, view)
     if isinstance(said, Decision):
         _counts(lines, view, said)
-    elif said.reason if not isinstance(said, Request) else False:
-        lines.add("reason", clean(said.reason, 2_000))  # type: ignore[union-attr]
+    elif not isinstance(said, Request) and said.reason:
+        lines.add("reason", clean(said.reason, 2_000))
     lines.extend("then", _then(said, digest, found))
     if not found.after.tier.watchers:
         lines.add("note", ALONE, style="yellow")
@@ -91,15 +92,15 @@ def _tier(lines: Lines, run: Run) -> None:
     lines.add("tier", f"{run.tier.name}, {why}", f"takes {switch_text.threshold(run.tier.approve)}")
 
 
-def _scope(said: RunStatement, run: Run) -> Scope:
-    """What is allowed with this statement."""
-    if isinstance(said, (Request, Amend)):
-        return said.scope
-    if isinstance(said, Decision) and said.narrowing is not None:
-        return compose(run.scope, [vote.narrowing for vote in run.votes.values()] + [said.narrowing]) or run.scope
-    if run.permit is None:
-        return compose(run.scope, [vote.narrowing for vote in run.votes.values()]) or run.scope
-    return run.scope
+def _scope(view: View, said: RunStatement, run: Run) -> Scope:
+    """What is allowed with this statement: what was asked for, less what each counted approval takes away."""
+    stake = at_stake(said, run)
+    if stake is not None or run.permit is not None:
+        return run.scope if stake is None else stake.scope
+    person = said.person if isinstance(said, Decision) else ""
+    votes = counted(run, run.tier, run.votes.values(), view.standing, view.at_us)
+    own = said.narrowing if isinstance(said, Decision) else None
+    return compose(run.scope, [*(vote.narrowing for vote in votes if vote.person != person), own]) or run.scope
 
 
 def _counts(lines: Lines, view: View, said: Decision) -> None:
@@ -107,9 +108,6 @@ def _counts(lines: Lines, view: View, said: Decision) -> None:
     proposal = view.run.proposals.get(said.subject)
     if proposal is not None:
         lines.extend("on", render_run.proposal(said.subject, proposal, view.standing))
-        if isinstance(proposal.statement, Amend):
-            lines.extend("amends", [str(one) for one in differences(view.run.scope, proposal.statement.scope, "scope")])
-            lines.extend("", [str(one) for one in differences(dict(view.run.spec), proposal.statement.spec, "spec")])
     lines.add("signed", switch_text.persons(slot.before.persons, view.standing) or "by nobody that counts")
     if said.narrowing is not None:
         lines.add("narrows", switch_text.narrowing(said.narrowing))

@@ -375,3 +375,31 @@ def test_json_is_the_same_as_the_screen(desk: Desk, run: str, say: Say, keyturn:
     first = json.loads(keyturn("diff", *where, "--json")[1])
     assert (first["first"], [one["says"]["type"] for one in first["items"]]) == (False, ["decision"])
     assert json.loads(keyturn("verify-bundle", where[1], "--root", desk.pin, "--json")[1])["run"]["sha256"] == run
+
+
+def test_an_amendment_may_bring_another_program(desk: Desk, keyturn: Cli, say: Say) -> None:
+    """Its openings open the amendment, not the run; who decides on it is shown the new program."""
+    run = desk.approved()
+    desk.start(run)
+    (desk.folder / "spec.toml").write_text('[spec]\nargv = ["python", "eval.py"]\n')
+    opened = desk.folder / "new.openings.json"
+    more = ("--spec", desk.folder / "spec.toml", "--openings", opened, "--reason", "another phase")
+    code, out, err = say("amend", "lab-a/ada", run, *more)
+    assert (code, "argv python eval.py" in out, "spec.argv: " in out) == (0, True, True), err
+    (proposal,) = desk.switch.runs[run].proposals
+    decide = ("approve", "operator-b/eve", run, "--on", proposal)
+    code, out, _ = say(*decide, "--openings", opened, take=False)
+    assert (code, "argv python eval.py" in out, "image: nothing is committed" in out) == (0, True, False)
+    assert "image, config, data: nothing is committed to" in out
+    code, _, err = say(*decide, "--openings", desk.openings())
+    assert (code, "doesn't open its commitment" in err) == (1, True)
+    for who in ("lab-a/bob", "operator-b/eve", "office/ivy"):
+        assert say("approve", who, run, "--on", proposal)[0] == 0
+    assert desk.switch.runs[run].spec["image"] is None
+
+
+def test_a_narrowing_replaces_what_the_same_person_said_before(desk: Desk, run: str, say: Say) -> None:
+    assert say("approve", "lab-a/bob", run, "--chips", 8)[0] == 0
+    assert say("approve", "operator-b/eve", run, "--chips", 64)[0] == 0
+    code, out, _ = say("approve", "lab-a/bob", run, "--chips", 128)
+    assert (code, "at most 64 chips at once" in out, "counts already" in out) == (0, True, True)

@@ -140,7 +140,8 @@ def bundle(
     memory = Memory(os.environ)
     with Client(verifier, read_token(token, token_file)) as client:
         view = from_verifier(client, None if run == AUTHORITY else run_hash(client, run), root, memory)
-        openings = served_openings(client, view.run) if run != AUTHORITY and client.has_token else None
+        asked = run != AUTHORITY and client.has_token
+        openings = served_openings(client, view.run.hash, view.run.spec) if asked else None
     write_new(out, view.bundle.to_bytes())
     beside = out.with_name(f"{out.stem}.openings.json")
     if openings is not None:

@@ -45,10 +45,7 @@ def _about_run(where: Source, envelope: Envelope, said: RunStatement, key: Publi
     else:
         view = where.view(said.subject if isinstance(said, (Decision, Withdraw)) else said.run)
     found = consequence.of(view, envelope, said, key.id)
-    # A request, and an amendment that brings another program, are opened by what is given for them.
-    own = said.spec if isinstance(said, (Request, Amend)) else None
-    new = own is not None and (isinstance(said, Request) or own != view.run.spec)
-    openings = where.openings_of(own) if own is not None and new else where.openings(view)
+    openings = where.openings_of(said.spec) if isinstance(said, Request) else where.openings(view, said)
     lines = render_signing.of_run(view, said, envelope.hash.hex(), found, openings, key)
     view.keep(where.memory)
     return lines

@@ -31,9 +31,8 @@ from keyturn_protocol.bundle import operator_keys
 from keyturn_protocol.dsse import verify
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.openings import format_openings
-from keyturn_protocol.runs import Request
+from keyturn_protocol.runs import Amend, Request
 from keyturn_protocol.statements import Replacement, Statement
-from keyturn_protocol.values import SpecPart
 
 KeyOption = Annotated[
     Path, typer.Option("--key", metavar="FILE", help="a key of keyturn key new, an SSH key, or its .pub with an agent")
@@ -144,7 +143,7 @@ def send(
     file: StatementArgument,
     verifier: VerifierOption,
     openings: Annotated[
-        Path | None, typer.Option("--openings", metavar="FILE", help="of a request: for those who decide to see")
+        Path | None, typer.Option("--openings", metavar="FILE", help="of a request or amendment: for those who decide")
     ] = None,
     json: JsonOption = False,
 ) -> int:
@@ -152,11 +151,11 @@ def send(
     envelope, said = read_statement(file)
     if not envelope.signatures:
         raise CliError(f"{file}: nobody signed it", exit=Exit.USAGE, hint="keyturn sign")
-    opened = None if openings is None else format_openings(read_openings(openings, _spec_of(said, file)))
+    opened = None if openings is None else _opened(said, file, openings)
     with Client(verifier, None) as client:
         item = client.send_bytes(api.STATEMENTS, envelope.to_bytes(), api_read.StatementItem)
         if opened is not None:
-            client.give(openings_path(item.sha256), opened)
+            client.give(openings_path(said.run if isinstance(said, Amend) else item.sha256), opened)
     if json:
         print_json(item)
     else:
@@ -164,10 +163,10 @@ def send(
     return Exit.FINE
 
 
-def _spec_of(said: Statement, file: Path) -> dict[SpecPart, str | None]:
-    if not isinstance(said, Request):
-        raise CliError(f"--openings: {file} is not a request", exit=Exit.USAGE)
-    return said.spec
+def _opened(said: Statement, file: Path, openings: Path) -> bytes:
+    if not isinstance(said, (Request, Amend)):
+        raise CliError(f"--openings: {file} is neither a request nor an amendment", exit=Exit.USAGE)
+    return format_openings(read_openings(openings, said.spec))
 
 
 def listed(

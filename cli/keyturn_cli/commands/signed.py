@@ -28,7 +28,7 @@ from keyturn_protocol.dsse import Envelope
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.openings import Openings, format_openings
 from keyturn_protocol.root import Standing
-from keyturn_protocol.runs import RunStatement
+from keyturn_protocol.runs import Decision, RunStatement
 from keyturn_protocol.values import SpecPart
 
 
@@ -58,12 +58,21 @@ class Source:
         _ = found.run
         return found
 
-    def openings(self, view: View) -> Openings | None:
-        """What was given, else what the verifier has; None if nothing."""
+    def openings(self, view: View, said: RunStatement | None = None) -> Openings | None:
+        """What was given, else what the verifier has; None if nothing.
+
+        :param said: a statement that may be about another spec than the run's: an amendment, or a decision on one.
+        """
+        stake = None if said is None else consequence.at_stake(said, view.run)
+        spec = view.run.spec if stake is None else stake.spec
         if self.given.openings is not None:
-            return read_openings(self.given.openings, view.run.spec)
-        asked = self.client is not None and self.given.bundle is None and self.client.has_token
-        return served_openings(self.verifier(), view.run) if asked else None
+            return read_openings(self.given.openings, spec)
+        if self.client is None or self.given.bundle is not None or not self.client.has_token:
+            return None
+        proposal = said.subject if isinstance(said, Decision) and stake is not None else None
+        if stake is not None and proposal is None and spec != view.run.spec:
+            return None  # nobody has it yet
+        return served_openings(self.client, view.run.hash, spec, proposal)
 
     def served(self, view: View) -> RunView | None:
         """What only the verifier knows of a run; None without a verifier or a token."""
@@ -127,7 +136,7 @@ def perform(
         person = whose(given.person, view.standing, signer)
         said = make(view, person)
         envelope = unsigned(said)
-        openings = sealed or where.openings(view)
+        openings = sealed or where.openings(view, said)
         found = consequence.of(view, envelope, said, key_of(view, person, signer))
         public = None if signer is None else signer.public
         show_screen(render_signing.of_run(view, said, envelope.hash.hex(), found, openings, public), given.json)
@@ -135,9 +144,11 @@ def perform(
         if signer is not None:
             confirm(view.run.hash, given.expect, "the run's hash")
             envelope = signed(signer, envelope)
-        if sealed is not None:
-            write_openings(given, envelope.hash.hex(), sealed)
-        return deliver(where, envelope)
+        kept = None if sealed is None else write_openings(given, envelope.hash.hex(), sealed)
+        done = deliver(where, envelope)
+        if kept is not None and given.out is None:
+            where.give_openings(view.run.hash, kept)
+        return done
 
 
 def write_openings(given: Acting, digest: str, openings: Openings) -> bytes:
