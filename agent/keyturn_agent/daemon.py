@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from keyturn_agent import control
 from keyturn_agent.config import Config
 from keyturn_agent.courier import Courier
@@ -22,6 +24,7 @@ from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
 from keyturn_agent.writer import Writer
 from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_inventory import InventoryBody
 from keyturn_protocol.entry_log import ClockStepBody, DegradedBody, HeartbeatBody, RetiredBody, ShutdownBody
 from keyturn_protocol.limits import MAX_INT
 
@@ -66,7 +69,7 @@ class Daemon:
         self._writer = Writer(store, courier, clock, config, real_s, ledger=ledger)
         # Before anything opens the driver: a pause may hold.
         self._operator = Operator(store, courier, source, clock, real_s)
-        inventory = source.inventory()
+        inventory = self._inventory()
         now = clock.now()
         self._meter = Meter(inventory, source.declared, config.interval_us, now.time_us - now.mono_us)
         self._steps = Steps(config.clock_step_us)
@@ -107,6 +110,11 @@ class Daemon:
 
     # -- metering
 
+    def _inventory(self) -> InventoryBody:
+        """The chips, and which gate holds them."""
+        gate = self._config.gate or "none"
+        return msgspec.structs.replace(self._source.inventory(), gate=gate)
+
     def _set_meanwhile(self) -> None:
         """Write down that the wall clock was set while no agent ran, as far as an entry of this boot can tell."""
         before_us = self._store.anchor_us
@@ -138,7 +146,7 @@ class Daemon:
     def _relist(self, reason: str = DESTROYED) -> None:
         """Write down which chips there are now; the reason is that of those which are gone."""
         before = {chip.uuid for chip in self._meter.inventory.chips}
-        bodies = self._meter.relist(self._source.inventory(), reason)
+        bodies = self._meter.relist(self._inventory(), reason)
         chips = self._meter.inventory.chips
         # Instances that went while nothing was shown, as while the driver was dead or closed.
         gone = gone_meanwhile(read_listed(self._store.folder), chips)
@@ -320,6 +328,8 @@ class Daemon:
                 rows=self._rows,
                 unattributed={} if self._last is None else dict(self._last.unattributed),
                 paused_until_us=self._operator.paused_until_us,
+                gate=None if self._lessee is None else self._lessee.live_gate(),
+                leases=[] if self._lessee is None else self._lessee.live_leases(),
             ),
         )
 

@@ -11,12 +11,39 @@ from keyturn_agent.live import LiveChip
 from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
-from keyturn_protocol.canonical import Record, UInt, decode, encode
+from keyturn_protocol.canonical import Decimal, Record, UInt, decode, encode
 from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.entry_log import Source
+from keyturn_protocol.entry_switch import LeaseKind
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, LogName, NodeId
 from keyturn_protocol.segment import node_key
+
+
+class LiveLease(Record, frozen=True, kw_only=True):
+    """A lease that is held, and what is left of it. ``stop_in_s``: until the run stops, as things stand, or null."""
+
+    job: str
+    phase: str
+    kind: LeaseKind
+    run: str | None
+    lineage: str | None
+    lease: str
+    chips: list[str]
+    upto_tflop: UInt
+    charged_flop: Decimal
+    stop_in_s: UInt | None
+    stop_why: str | None
+
+
+class LiveGate(Record, frozen=True, kw_only=True):
+    """The gate as it answered last; null fields where it doesn't. ``chips``: their states by uuid."""
+
+    driver: str
+    answers: bool
+    released: str | None
+    trouble: str | None
+    chips: dict[str, str]
 
 
 class Live(Record, frozen=True, kw_only=True):
@@ -34,6 +61,8 @@ class Live(Record, frozen=True, kw_only=True):
     rows: list[LiveChip]
     unattributed: dict[str, UInt]
     paused_until_us: UInt | None
+    gate: LiveGate | None
+    leases: list[LiveLease]
 
 
 class Status(Record, frozen=True, kw_only=True):
@@ -46,6 +75,7 @@ class Status(Record, frozen=True, kw_only=True):
     verifier: str
     source: Source
     trust_sha256: str
+    root_sha256: str | None
     running_pid: UInt | None
     sealed: UInt
     receipted: UInt
@@ -118,6 +148,7 @@ def read_status(folder: Path) -> Status:
         verifier=enrolment.verifier,
         source=enrolment.source,
         trust_sha256=enrolment.trust_sha256,
+        root_sha256=enrolment.root_sha256,
         running_pid=running_pid,
         sealed=spool.end,
         receipted=spool.receipted,
@@ -147,8 +178,35 @@ def describe(status: Status) -> str:
         lines += [f"nobody's   {count} x {reason}" for reason, count in sorted(live.unattributed.items())]
         if live.paused_until_us is not None:
             lines.append(f"paused     until {datetime.fromtimestamp(live.paused_until_us // 10**6, UTC).isoformat()}")
+        lines += _gate(live.gate) if live.gate is not None else []
+        for lease in live.leases:
+            lines += _lease(lease)
         lines.append(f"last error {live.last_error or 'none'}")
     return "\n".join(lines)
+
+
+def _gate(gate: LiveGate) -> list[str]:
+    """What the gate holds, with what stands in its way first."""
+    lines = [f"gate       {gate.driver}{'' if gate.answers else ', and it does not answer'}"]
+    if gate.released is not None:
+        lines.append(f"           RELEASED by root: {gate.released}")
+    if gate.trouble is not None:
+        lines.append(f"           {gate.trouble}")
+    return lines + [f"           {uuid} {state}" for uuid, state in sorted(gate.chips.items())]
+
+
+def _lease(lease: LiveLease) -> list[str]:
+    """A lease in two lines: of what and how far; when it stops, and why."""
+    of = lease.run[:16] if lease.run is not None else lease.lineage or "diagnostics"
+    charged = int(lease.charged_flop)
+    percent = charged * 100 // max(1, lease.upto_tflop * 10**12)
+    lines = [
+        f"lease      {lease.lease[:16]} of {lease.kind} {of}, {len(lease.chips)} chips, {lease.phase}",
+        f"           charged {charged:.3g} of {lease.upto_tflop * 10**12:.3g} FLOP ({percent} %, high end)",
+    ]
+    if lease.stop_in_s is not None:
+        lines.append(f"           stops in {lease.stop_in_s} s at the latest, as things stand: {lease.stop_why}")
+    return lines
 
 
 def read_live(folder: Path) -> Live | None:

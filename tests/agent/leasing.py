@@ -222,6 +222,10 @@ class LeasingHost:
         assert "Traceback" not in err, err
         return process.returncode, out, err
 
+    def status(self) -> str:
+        """``keyturn-agent status``, for people."""
+        return self.command("status", "--state", str(self.state)).stdout
+
     def openings(self, argv: list[str], **more: str) -> tuple[str, dict[str, Any]]:
         """A file of openings, and the spec of a request that they open."""
         openings, spec = openings_of(argv, **more)

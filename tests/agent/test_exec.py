@@ -48,6 +48,7 @@ def test_a_run_under_its_permit(host: LeasingHost, verifier: Leasing) -> None:
     run = verifier.approved(spec=spec)
     status, out, err = host.ran("--run", run, "--openings", openings, "--", *argv)
     assert (status, out.split()[0]) == (7, "hello"), err
+    assert host.causes() == []
     events = [lease.body.event for lease in host.leases()]
     assert (events[0], events[-1]) == ("adopted", "final")
     assert int(host.leases()[-1].body.charged_flop) > 0
@@ -148,6 +149,9 @@ def test_one_veto_holder_stops_a_run(enforced: LeasingHost, verifier: Leasing) -
     """Two organisations make it soon: the first alone gives notice of half an hour."""
     run = verifier.approved()
     process = begun(enforced, "--run", run)
+    shown = until(lambda: (text := enforced.status()) and "stops in" in text and " open\n" in text and text)
+    for word in ("gate       compute_mode", f"of run {run[:16]}, 1 chips, running", "%, high end"):
+        assert word in shown
     soon = time.time_ns() // 1000
     verifier.say(lambda hall: hall.suspend(run, "office/ivy", soon))
     verifier.say(lambda hall: hall.suspend(run, "operator-b/eve", soon))

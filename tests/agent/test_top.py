@@ -59,12 +59,14 @@ def chip(**more: object) -> LiveChip:
 def status(**more: object) -> Status:
     live = Live(
         v=1, time_us=1_790_000_000_000_000, origin="x", size=9, sealed=8, chips=["GPU-0"], unreadable=[], workloads=[],
-        last_error=None, rows=[chip()], unattributed={}, paused_until_us=None,
+        last_error=None, rows=[chip()], unattributed={}, paused_until_us=None, gate=None,
+        leases=[],
     )  # fmt: skip
     changed = {name: more.pop(name) for name in list(more) if name in Live.__struct_fields__}
     base = Status(
         node_id="n", origin="v.example.org/node/n/1", incarnation=1, incarnation_reason="enrolled", verifier="https://v",
-        source="nvml", trust_sha256="00", running_pid=77, sealed=8, receipted=7, spool_segments=1, spool_bytes=99,
+        source="nvml", trust_sha256="00", root_sha256=None, running_pid=77,
+        sealed=8, receipted=7, spool_segments=1, spool_bytes=99,
         live=msgspec.structs.replace(live, **changed),
     )  # fmt: skip
     return msgspec.structs.replace(base, **more)

@@ -15,6 +15,7 @@ import msgspec
 
 from keyturn_agent.errors import LOST, AgentError, RefusedError, StoreError, UnreachableError
 from keyturn_agent.ports import Answer, Clock, Sample, SwitchVerifier
+from keyturn_agent.status import LiveGate, LiveLease
 from keyturn_agent.store import Store
 from keyturn_agent.switch import lease_files, scope
 from keyturn_agent.switch.asking import Ask, Begin, Ended, Go, Leased, Over, Refused, Stopping, ToExec, Told
@@ -38,6 +39,7 @@ from keyturn_agent.switch.lease_state import (
 from keyturn_agent.switch.metering import Metering
 from keyturn_agent.switch.pin import Pin
 from keyturn_agent.switch.spec import NOTHING, Start, check_spec, check_wanted, describe
+from keyturn_agent.switch.strangers import Strangers
 from keyturn_protocol.api import Problem
 from keyturn_protocol.canonical import fit_text, parse
 from keyturn_protocol.entries import Body
@@ -138,6 +140,7 @@ class Lessee:
         self._gate_us = 0
         self._look_us = 0
         self._flush_us = 0
+        self._strangers = Strangers()
         self._book = lease_files.load(store.folder)
         self.metering = Metering(store)
         self._live: dict[str, _Live] = {}
@@ -179,6 +182,10 @@ class Lessee:
 
     def sampled(self, sample: Sample) -> None:
         """A sample was read, and nothing is written of it yet."""
+        if self._gate is not None and len(sample.chips) == len(self.metering.chips()):
+            leased = {chip for live in self._live.values() if live.lease is not None for chip in live.job.chips}
+            for cause, detail in self._strangers.see(self.metering.chips(), leased, sample):
+                self._degraded(cause, detail)
         gaps = self.metering.sampled(sample, self._clock.boot_id)
         for live in self._live.values():
             if mine := [gap for gap in gaps if gap.chip in live.job.chips]:
@@ -196,6 +203,40 @@ class Lessee:
             except (RefusedError, ProtocolError) as error:
                 self._refuse(live, error)
         self._look_at_gate()
+
+    def live_leases(self) -> list[LiveLease]:
+        """What is held, for whoever looks."""
+        now_us = self._now().mono_us
+        return [
+            LiveLease(
+                job=live.job.job,
+                phase=live.job.phase,
+                kind=live.job.kind,
+                run=live.job.run,
+                lineage=live.job.lineage,
+                lease=live.job.lease.sha256,
+                chips=live.job.chips,
+                upto_tflop=live.lease.upto_tflop,
+                charged_flop=str(self.metering.charged_flop(lease_subject(live.lease))),
+                stop_in_s=None if live.stop is None else max(0, live.stop.at_us - now_us) // _SECOND,
+                stop_why=None if live.stop is None else live.stop.why,
+            )
+            for live in self._live.values()
+            if live.lease is not None and live.job.lease is not None
+        ]
+
+    def live_gate(self) -> LiveGate | None:
+        """The gate as it answered last."""
+        if self._gate is None:
+            return None
+        seen = self._gate_seen
+        return LiveGate(
+            driver=self._driver,
+            answers=seen is not None,
+            released=None if seen is None or seen.released is None else seen.released.reason,
+            trouble=None if seen is None else seen.trouble,
+            chips={} if seen is None else {chip.uuid: chip.state for chip in seen.chips},
+        )
 
     # -- who asks
 
@@ -574,6 +615,7 @@ class Lessee:
                 live.stub.tell(Go())
                 live.stub = None
             self._move(live, Phase.RUNNING)
+            self._gate_us = 0
             self._keep()
 
     def _times(self, live: _Live) -> tuple[int, int]:
