@@ -83,7 +83,7 @@ _OF_A_LOG: Final[tuple[tuple[Table, str, tuple[str, ...], int | None], ...]] = (
 """Table, its rows in :class:`Rows`, their columns, and how many of these are the key; None: rows have none."""
 _OF_A_LEAF: Final = (
     (lease_request, "asked", ("log_id", "seq", "leaf", "time_us", "party", "run", "boot_id", "body")),
-    (lease_report, "reported", ("log_id", "seq", "leaf", "time_us", "body")),
+    (lease_report, "reported", ("log_id", "seq", "leaf", "time_us", "said_us", "body")),
 )
 """The same for rows that name the leaf which covers them."""
 

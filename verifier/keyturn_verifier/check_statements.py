@@ -13,9 +13,12 @@ from keyturn_protocol.api import OperatorKey, Trust
 from keyturn_protocol.bundle import operator_keys
 from keyturn_protocol.dsse import Envelope, verify
 from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.leaves import Lease as LeaseLeaf
+from keyturn_protocol.leaves import NodeCheckpoint
 from keyturn_protocol.leaves import Statement as StatementLeaf
 from keyturn_protocol.statements import Replacement, Statement, check_operators, check_place, parse_statement
 from keyturn_protocol.switch import Switch, log_statement
+from keyturn_verifier.check_switch import Leases
 from keyturn_verifier.check_tree import Tree
 from keyturn_verifier.db.rows import Row
 from keyturn_verifier.db.statement_tables import node_replacement, statement
@@ -33,7 +36,12 @@ def check_statements(
     rows = {row.leaf: row for row in connection.execute(select(statement))}
     again = _Again(trust, operators, Switch(trust.deployment))
     expected: list[Row] = []
+    leases = Leases(connection)
     for leaf in tree.leaves:
+        if isinstance(leaf, NodeCheckpoint):
+            yield from leases.checkpoint(again.switch, leaf)
+        if isinstance(leaf, LeaseLeaf):
+            yield from leases.lease(again.switch, leaf)
         if not isinstance(leaf, StatementLeaf):
             continue
         run = None
@@ -48,6 +56,7 @@ def check_statements(
     yield from by_key(statement, "statements", _STATEMENT, 1, expected, _stored(connection, statement, _STATEMENT))
     stored = _stored(connection, node_replacement, _REPLACEMENT)
     yield from by_key(node_replacement, "statements", _REPLACEMENT, 1, again.replacements, stored)
+    yield from leases.rest(again.switch)
 
 
 @dataclass(slots=True)

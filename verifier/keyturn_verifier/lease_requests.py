@@ -1,5 +1,7 @@
 """What nodes ask for, and what was issued: rows of the start switch's tables as the switch takes them."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,7 @@ from sqlalchemy import Connection, func, select
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.entry_switch import PermitBody
+from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Origin
 from keyturn_protocol.leases import Asked
 from keyturn_protocol.segment import ChainState
@@ -21,6 +24,7 @@ class Waiting:
     """A ``permit`` entry as it is stored."""
 
     log_id: int
+    node_id: str
     asked: Asked
     party: str
     time_us: int
@@ -72,6 +76,13 @@ def asking(connection: Connection, run: str, since_us: int) -> set[Origin]:
     return {Origin(origin) for origin in connection.execute(query).scalars()}
 
 
+def every(connection: Connection) -> Iterator[Waiting]:
+    """Every entry that asks for a lease and can be read: what can't is named where segments are decided about again."""
+    for row in connection.execute(_requests()).all():
+        with suppress(ProtocolError):
+            yield _waiting(connection, row)
+
+
 def newest_seq(connection: Connection, one: Waiting) -> int:
     """The newest entry of a log that asks for the same."""
     row = lease_request.c
@@ -92,7 +103,7 @@ def issued(connection: Connection, log_id: int, seq: int) -> bytes | None:
 
 
 def _requests() -> Any:
-    columns = (log.c.origin, log.c.organisation, log.c.site, log.c.chain, log.c.frozen)
+    columns = (log.c.origin, log.c.node_id, log.c.organisation, log.c.site, log.c.chain, log.c.frozen)
     return select(lease_request, *columns).join(log, log.c.id == lease_request.c.log_id)
 
 
@@ -104,7 +115,7 @@ def _waiting(connection: Connection, row: Any) -> Waiting:
     asked = Asked(Origin(row.origin), row.seq, row.boot_id, body, row.organisation, row.site, listed, row.leaf)
     named = tuple(chip for chip in chips if chip.uuid in set(body.chips))
     ended = row.frozen is not None or chain.closed is not None
-    return Waiting(row.log_id, asked, row.party, row.time_us, named, chain.boot_id, ended)
+    return Waiting(row.log_id, row.node_id, asked, row.party, row.time_us, named, chain.boot_id, ended)
 
 
 def _chips(connection: Connection, log_id: int, seq: int) -> list[Chip]:

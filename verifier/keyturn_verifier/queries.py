@@ -239,10 +239,16 @@ def _gaps(connection: Connection, names: dict[int, Origin], until_us: int) -> li
 
 
 @stored
-def findings(connection: Connection, until_us: int, table: ChipTable) -> list[Finding]:
-    """All findings, the most severe first."""
+def findings(
+    connection: Connection, until_us: int, table: ChipTable, about_leases: Iterable[Finding] = ()
+) -> list[Finding]:
+    """All findings, the most severe first.
+
+    :param about_leases: those of the start switch.
+    """
     names = origins(connection)
     found = [*_stored_findings(connection, names), *clock_findings(ends(connection)), *_link_findings(connection)]
+    found += about_leases
     found += in_totals(
         usage_rows(connection, names),
         _gaps(connection, names, until_us),

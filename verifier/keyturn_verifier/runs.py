@@ -161,6 +161,16 @@ def lease_rows(connection: Connection, after: int, limit: int, run: str | None) 
     return connection.execute(query if run is None else query.where(lease_issued.c.run == run)).all()
 
 
+def leases_of(connection: Connection, run: str, leases: Collection[str]) -> set[str]:
+    """Which of some leases are of a run, by their hashes."""
+    found: set[str] = set()
+    hashes = [bytes.fromhex(lease) for lease in sorted(leases)]
+    for at in range(0, len(hashes), 500):
+        query = select(lease_issued.c.sha256).where(lease_issued.c.sha256.in_(hashes[at : at + 500]))
+        found |= {bytes(h).hex() for h in connection.execute(query.where(lease_issued.c.run == run)).scalars()}
+    return found
+
+
 @stored
 def lease_item(switch: Switch, row: Any, at_us: int) -> LeaseItem:
     """A lease in a list."""

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.findings import Finding
+from keyturn_verifier import translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.computed import Computed
 from keyturn_verifier.config import Config
@@ -41,6 +43,11 @@ class Service:
     permits: Permits
     metrics: Metrics = field(default_factory=Metrics)
     computed: Computed = field(default_factory=Computed)
+
+    def about_leases(self, connection: Connection) -> list[Finding]:
+        """What was wrong with what nodes said about their leases."""
+        with self.switch.caught_up(connection, translog.head(connection).size):
+            return [found for _, found in self.switch.findings()]
 
     def said(self) -> None:
         """Something was said here: whoever waits for news of a run, or sends it on, looks at once."""

@@ -10,13 +10,14 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Select, select
 
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.entry_switch import LeaseBody, PermitBody
+from keyturn_protocol.findings import Finding, FindingCode, finding
 from keyturn_protocol.ids import Deployment, Origin
 from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leases import Asked
@@ -31,17 +32,6 @@ from keyturn_verifier.db.switch_tables import lease_issued, lease_report, lease_
 from keyturn_verifier.db.tables import log
 from keyturn_verifier.errors import stored
 
-
-class Irregular(NamedTuple):
-    """A ``lease`` entry that isn't as it has to be, and when it was received."""
-
-    origin: str
-    seq: int
-    time_us: int
-    code: str
-    detail: str
-
-
 _LEASES: Final = (
     select(
         *(lease_issued.c.leaf, lease_issued.c.sha256, lease_issued.c.time_us, lease_issued.c.seq, lease_issued.c.note),
@@ -55,7 +45,8 @@ _LEASES: Final = (
     .join(log, log.c.id == lease_issued.c.log_id)
 )
 _REPORTS: Final = select(
-    lease_report.c.leaf, lease_report.c.seq, lease_report.c.time_us, lease_report.c.body, log.c.origin
+    *(lease_report.c.leaf, lease_report.c.seq, lease_report.c.time_us, lease_report.c.said_us),
+    *(lease_report.c.body, log.c.origin),
 ).join(log, log.c.id == lease_report.c.log_id)
 
 
@@ -74,8 +65,7 @@ class SwitchState:
         self._news: dict[str, int] = {}
         self._authority = -1
         self._requests: list[tuple[int, str]] = []
-        self.irregular: list[Irregular] = []
-        """What was wrong with reports, as the ledger found it."""
+        self._irregular: list[tuple[str, Finding]] = []
 
     @contextmanager
     def caught_up(self, connection: Connection, size: int, *, locked: bool = False) -> Iterator[Switch]:
@@ -100,6 +90,11 @@ class SwitchState:
         """The last leaf that says something about a run, or about everybody: a root or a policy; -1: there is none."""
         with self._lock:
             return max(self._authority, -1 if run is None else self._news.get(run, -1))
+
+    def findings(self) -> list[tuple[str, Finding]]:
+        """What was wrong with what nodes said about their leases: the hash of the lease, and the finding."""
+        with self._lock:
+            return list(self._irregular)
 
     def requests(self, after: int) -> list[tuple[int, str]]:
         """Leaf and hash of every request whose leaf is after one."""
@@ -148,11 +143,11 @@ class SwitchState:
             self._news[lease.run] = row.leaf
 
     def _report(self, row: Any) -> None:
-        if self._switch.standing is None:
-            return  # of a lease that nobody can have issued
         body: LeaseBody = parse(row.body, LeaseBody)
-        for found in self._switch.report(Origin(row.origin), row.seq, body, row.leaf, row.time_us):
-            self.irregular.append(Irregular(row.origin, row.seq, row.time_us, found.code, found.detail))
+        for code, detail in self._switch.report(Origin(row.origin), row.seq, body, row.leaf, row.time_us):
+            at_us = row.said_us
+            found = finding(FindingCode(code), row.origin, detail, seq=row.seq, from_us=at_us, to_us=at_us)
+            self._irregular.append((body.lease, found))
 
 
 def _since(query: "Select[Any]", leaf: "Column[int]", start: int, end: int) -> "Select[Any]":

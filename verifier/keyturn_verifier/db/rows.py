@@ -82,7 +82,7 @@ class Rows:
                     values = (party_of(asks), asks.run, entry.boot_id, encode_record(asks))
                     self.asked.append(Covered(log_id, entry.seq, at, values))
                 case Lease(body=says):
-                    self.reported.append(Covered(log_id, entry.seq, at, (encode_record(says),)))
+                    self.reported.append(Covered(log_id, entry.seq, at, (entry.time_us, encode_record(says))))
                 case _:
                     pass
 

@@ -56,10 +56,9 @@ class Statements:
         self.inventories = _insert(engine, inventory, "log_id", "seq", "chips")
         self.listed = _insert(engine, chip_listed, "log_id", "chip", "start", "boot_id", "mono_us", "time_us")
         self.started = _insert(engine, workload_started, "log_id", "seq", "workload", "body")
-        self.asked = _insert(
-            engine, lease_request, "log_id", "seq", "leaf", "time_us", "party", "run", "boot_id", "body"
-        )
-        self.reported = _insert(engine, lease_report, "log_id", "seq", "leaf", "time_us", "body")
+        covered = ("log_id", "seq", "leaf", "time_us")
+        self.asked = _insert(engine, lease_request, *covered, "party", "run", "boot_id", "body")
+        self.reported = _insert(engine, lease_report, *covered, "said_us", "body")
         self.findings = _insert(engine, finding, "log_id", "code", "severity", "seq", "from_us", "to_us", "detail")
 
 

@@ -45,6 +45,8 @@ class LeaseReport(SQLModel, table=True):
     """The index of the ``node_checkpoint`` that covers it: it counts from there on."""
     time_us: int = _big()
     """Of that leaf."""
+    said_us: int = _big()
+    """Of the entry."""
     body: bytes
     """Of the entry, canonical JSON."""
 

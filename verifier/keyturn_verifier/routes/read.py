@@ -128,7 +128,7 @@ def router(service: Service) -> APIRouter:
             now_us, _ = allow(service, connection, authorization)
             return computed_page(
                 *(service, connection, "findings", after, limit, now_us),
-                lambda until_us: _findings(connection, until_us),
+                lambda until_us: _findings(connection, until_us, service.about_leases(connection)),
             )
 
     return routes
@@ -154,8 +154,8 @@ def _end(items: list[NodeLog], limit: int) -> list[int | str] | None:
     return [items[-1].node_id, items[-1].incarnation] if len(items) == limit else None
 
 
-def _findings(connection: Connection, until_us: int) -> list[FindingItem]:
-    return [item(one) for one in queries.findings(connection, until_us, chip_table())]
+def _findings(connection: Connection, until_us: int, about_leases: list[Finding]) -> list[FindingItem]:
+    return [item(one) for one in queries.findings(connection, until_us, chip_table(), about_leases)]
 
 
 def item(one: Finding) -> FindingItem:

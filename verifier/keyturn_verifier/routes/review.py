@@ -19,6 +19,7 @@ from keyturn_protocol.api_read import (
 )
 from keyturn_protocol.canonical import decode
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.findings import Finding
 from keyturn_protocol.limits import MAX_INT
 from keyturn_verifier import queries, review
 from keyturn_verifier.auth import Right
@@ -50,7 +51,9 @@ def router(service: Service) -> APIRouter:
             said = (len(windows), sum(w.cancelled_us is not None for w in windows), _newest(closings))
             return computed_page(
                 *(service, connection, ("groups", state, said), after, limit, now_us),
-                lambda until_us: _groups(connection, closings, windows, state, until_us),
+                lambda until_us: _groups(
+                    connection, closings, windows, state, until_us, service.about_leases(connection)
+                ),
             )
 
     @routes.post(CLOSE)
@@ -59,7 +62,7 @@ def router(service: Service) -> APIRouter:
         with reading(service.engine) as connection:
             now_us, caller = allow(service, connection, authorization, Right.REVIEW)
             request: CloseRequest = decode(raw, CloseRequest, limit=BODY_BYTES)
-            found = queries.findings(connection, now_us, chip_table())
+            found = queries.findings(connection, now_us, chip_table(), service.about_leases(connection))
         with writing(service.engine) as connection:
             return one(review.close(connection, request, found, caller.name, now_us))
 
@@ -117,7 +120,8 @@ def _groups(
     windows: list[Maintenance],
     state: GroupState | None,
     until_us: int,
+    about_leases: list[Finding],
 ) -> list[FindingGroup]:
-    found = queries.findings(connection, until_us, chip_table())
+    found = queries.findings(connection, until_us, chip_table(), about_leases)
     lines = review.groups(found, closings, windows, review.sites(connection))
     return [line for line in lines if state in (None, line.state)]

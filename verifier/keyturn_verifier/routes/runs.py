@@ -13,6 +13,7 @@ from keyturn_verifier.db.engine import reading
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.pages import After, Authorization, Limit, allow, cursor, one, page
 from keyturn_verifier.routes.permits import RunPath
+from keyturn_verifier.routes.read import item
 from keyturn_verifier.service import Service
 
 _FIRST = -1
@@ -53,6 +54,10 @@ def router(service: Service) -> APIRouter:
                 found = switch.runs.get(run)
                 if found is None:
                     raise Refusal(ProblemCode.NOT_FOUND, f"no run {run} is here")
-                return one(runs.view(switch, found, service.switch.requested(run), now_us, events, ()))
+                wrong = service.switch.findings()
+            about = runs.leases_of(connection, run, {lease for lease, _ in wrong})
+            findings = [item(each) for lease, each in wrong if lease in about]
+            with service.switch.caught_up(connection, 0) as switch:
+                return one(runs.view(switch, found, service.switch.requested(run), now_us, events, findings))
 
     return routes

@@ -41,7 +41,7 @@ def upgrade() -> None:
     op.create_index("lease_request_by_run", "lease_request", ["run", "time_us"])
     op.create_table(
         "lease_report",
-        *(big("log_id"), big("seq"), big("leaf"), big("time_us"), data("body")),
+        *(big("log_id"), big("seq"), big("leaf"), big("time_us"), big("said_us"), data("body")),
         sa.ForeignKeyConstraint(["log_id"], ["log.id"]),
         sa.PrimaryKeyConstraint("log_id", "seq"),
     )
