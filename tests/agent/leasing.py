@@ -14,8 +14,8 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from keyturn_agent.ports import Answer
+from keyturn_agent.recording import read_recording
 from keyturn_protocol.api import ProblemCode
-from keyturn_protocol.canonical import encode
 from keyturn_protocol.charging import Charge
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.entries import Entry, Lease, Permit
@@ -23,9 +23,11 @@ from keyturn_protocol.ids import Deployment, parse_origin
 from keyturn_protocol.lease import AllowanceName, lease_subject, parse_lease
 from keyturn_protocol.openings import Opening, Openings, commitment, format_openings
 from tests.agent.fakes import TOKEN, FakeVerifier, over_http, refusal
+from tests.agent.nvml_stub.stub import Control, Script
 from tests.support.assembly import Assembly, lease_note
-from tests.support.gates import Gate, until
+from tests.support.gates import Gate, gate, until
 from tests.support.hosts import Key
+from tests.support.optional import require
 from tests.support.parties import NAME, SECOND, scope
 from tests.support.paths import REPO
 
@@ -175,21 +177,31 @@ class LeasingHost:
             [*AGENT, *words], env=self.env | environ, capture_output=True, text=True, timeout=100, check=False
         )
 
+    def rebooted(self) -> list[str]:
+        """A prefix under which another boot id is the kernel's: what a reboot is to whoever was not running."""
+        require("root", os.geteuid() == 0, "only root may mount a boot id")
+        path = self.folder / "boot_id"
+        path.write_text("00000000-1111-4222-8333-444444444444\n")
+        mount = f"mount --bind {path} /proc/sys/kernel/random/boot_id"
+        return ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" "$@"']
+
     @property
     def env(self) -> dict[str, str]:
         paths = os.pathsep.join(str(REPO / part) for part in ("protocol", "agent"))
         return os.environ | {"PYTHONPATH": paths, "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": "/nonexistent"}
 
-    def start(self) -> "LeasingHost":
+    def start(self, *prefix: str, patience: bool = True, **environ: str) -> "LeasingHost":
+        """``keyturn-agent run``. ``prefix``: a program that runs it in another world."""
         log = self.said.open("a")
+        arguments = ["--state", str(self.state), "--recording", str(FIXTURE), "--config", str(self.config)]
         self.process = subprocess.Popen(
-            [*AGENT, "run", "--state", str(self.state), "--recording", str(FIXTURE), "--loop", "1000",
-             "--on-lease", "--config", str(self.config)],
-            env=self.env, stderr=log, text=True,
+            [*prefix, *AGENT, "run", *arguments, "--loop", "1000", "--on-lease"],
+            env=self.env | environ, stderr=log, text=True,
         )  # fmt: skip
         log.close()
-        until(lambda: self.socket.exists() or self.process.poll() is not None, "the agent never listened")  # type: ignore[union-attr]
-        assert self.process.poll() is None, self.said.read_text()
+        process = self.process
+        until(lambda: self.socket.exists() or process.poll() is not None, "the agent never listened")
+        assert not patience or process.poll() is None, self.said.read_text()
         return self
 
     def kill(self) -> None:
@@ -267,4 +279,37 @@ def leasing_host(folder: Path, verifier: Leasing, gate: Gate | None = None, more
         host.check_charges()
 
 
-__all__ = ["AGENT", "Leasing", "LeasingHost", "encode", "leasing_host", "openings_of"]
+@contextmanager
+def enforcing(folder: Path, library: Path) -> Iterator[Gate]:
+    """A gate that enforces, on the stub of NVML with the chips of the recording."""
+    Control(folder / "control")
+    script = Script()
+    for i, chip in enumerate(read_recording(FIXTURE).header.chips):
+        script.gpu(i, uuid=chip.uuid)
+    script.write(folder / "script.txt")
+    environ = {
+        "LD_LIBRARY_PATH": str(library.parent),
+        "KEYTURN_NVML_STUB": str(folder / "script.txt"),
+        "KEYTURN_NVML_CONTROL": str(folder / "control"),
+    }
+    with gate(folder, "compute-mode", environ) as made:
+        yield made
+
+
+@contextmanager
+def enforced_host(folder: Path, library: Path, verifier: Leasing) -> Iterator[LeasingHost]:
+    """A host whose gate enforces."""
+    with enforcing(folder, library) as served, leasing_host(folder, verifier, served) as host:
+        yield host
+
+
+LOOP: Final = ["sh", "-c", "trap 'echo term; exit 9' TERM; echo begun; while :; do sleep 0.05; done"]
+"""A command that goes on until it is told to end."""
+
+
+def begun(host: LeasingHost, *words: str) -> "subprocess.Popen[str]":
+    """:data:`LOOP` under a lease, once it runs."""
+    process = host.exec(*words, "--", *LOOP)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n", process.stderr.read() if process.stderr else ""
+    return process

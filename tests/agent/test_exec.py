@@ -1,7 +1,6 @@
 """``exec`` end to end: a real agent, a real gate, real commands, and a verifier that leases."""
 
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from keyturn_agent.recording import read_recording
 from keyturn_agent.switch.spec import NOTHING
 from keyturn_protocol.entries import Permit
 from keyturn_protocol.policy import Stop
-from tests.agent.leasing import FIXTURE, Leasing, LeasingHost, leasing_host
-from tests.agent.nvml_stub.stub import Control, Script
+from tests.agent.leasing import Leasing, LeasingHost, begun, enforcing, leasing_host
 from tests.support.gates import Gate, gate, until
 from tests.support.parties import scope, tier
 
@@ -113,36 +110,14 @@ def test_what_the_policy_wants_verified_and_cannot_be_is_refused(folder: Path) -
 
 @pytest.fixture
 def served(folder: Path, library: Path) -> Iterator[Gate]:
-    """A gate that enforces, on the stub: the chips of the recording."""
-    Control(folder / "control")
-    chips = read_recording(FIXTURE).header.chips
-    script = Script()
-    for i, chip in enumerate(chips):
-        script.gpu(i, uuid=chip.uuid)
-    script.write(folder / "script.txt")
-    environ = {
-        "LD_LIBRARY_PATH": str(library.parent),
-        "KEYTURN_NVML_STUB": str(folder / "script.txt"),
-        "KEYTURN_NVML_CONTROL": str(folder / "control"),
-    }
-    with gate(folder, "compute-mode", environ) as made:
-        yield made
+    with enforcing(folder, library) as served:
+        yield served
 
 
 @pytest.fixture
 def enforced(folder: Path, verifier: Leasing, served: Gate) -> Iterator[LeasingHost]:
     with leasing_host(folder, verifier, served) as host:
         yield host
-
-
-LOOP = ["sh", "-c", "trap 'echo term; exit 9' TERM; echo begun; while :; do sleep 0.05; done"]
-
-
-def begun(host: LeasingHost, *words: str) -> "subprocess.Popen[str]":
-    process = host.exec(*words, "--", *LOOP)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    return process
 
 
 def test_one_veto_holder_stops_a_run(enforced: LeasingHost, verifier: Leasing) -> None:
