@@ -1,0 +1,148 @@
+"""The start switch: a permit verified on a host, leases issued to many at once, a suspension that reaches everybody.
+
+*permit*: a bundle with so many decisions, opened as a host does it (parsed, every signature verified, every state
+computed again), against checking the same Ed25519 signatures alone. Bar at 30 decisions: 0.8.
+*leases*: 16 clients of one server ask at once, each host for one lease after the other with a report in between; the
+budget is held against what was granted. Limit: the same uploads and no leases. *waiting*: 1,000 hosts wait for a run
+over HTTP, a veto-holder suspends it, and all have the bundle: in seconds, so the bar is five.
+
+Wall times, so a busy machine shows. Durability: SQLite WAL, synchronous=FULL; PostgreSQL with fsync off.
+KEYTURN_BENCH_WAITING makes the last one smaller.
+"""
+
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _report import best_of, report, report_below
+
+from keyturn_protocol.dsse import pae
+from keyturn_protocol.keys import verify_ed25519
+from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
+from keyturn_protocol.root import Threshold
+from keyturn_verifier.server import allowed_connections
+from tests.support.assembly import Assembly
+from tests.support.office import Office
+from tests.support.parties import NAME, PEOPLE, person, public, root, tier
+from tests.support.postgres import own_server
+from tests.support.starter import Starter
+from tests.support.verifier import Database, Verifier
+
+CLIENTS, TURNS = 16, 4
+WAITING = int(os.environ.get("KEYTURN_BENCH_WAITING", "1000"))
+BUDGET = 10**9
+BAR_S = 5.0
+
+
+def permit(decisions: int) -> None:
+    extra = [f"lab-a/p{number:03d}" for number in range(decisions)]
+    whole = root(persons=[person(name) for name in sorted([*PEOPLE, *extra])])
+    approve = Threshold(persons=decisions, organisations=1, minimum={"lab": 1})
+    hall = Assembly(of=whole, tiers=[tier(approve=approve)])
+    run = hall.say(hall.request(), "lab-a/ada")
+    for name in extra:
+        hall.say(hall.decision(run, name), name)
+    data = hall.bundle(run)
+    keys = {public(name).id: public(name).point for name in [*PEOPLE, *extra]}
+    signed = [
+        (keys[key_id], signature, pae(one.envelope.kind, one.envelope.payload))
+        for one in parse_permit_bundle(data).statements
+        for key_id, signature in one.envelope.signatures.items()
+    ]
+
+    def bare() -> None:
+        for key, signature, message in signed:
+            verify_ed25519(key, signature, message)
+
+    limit_s = best_of(5, bare)
+    seconds = best_of(5, lambda: open_permit_bundle(parse_permit_bundle(data), hall.root, NAME))
+    more = {"signatures": len(signed), "ms": round(seconds * 1_000, 2), "bundle_kib": len(data) // 1024}
+    bar = 0.8 if decisions == 30 else None
+    report(f"permit verified, {decisions} decisions", seconds=seconds, limit_s=limit_s, bar=bar, **more)
+
+
+def leases(name: str, database: Database, durability: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, Verifier(Path(folder), db=database) as verifier:
+        office = Office.opened(verifier)
+        run = office.approved(scope=office.scope(budget_tflop=BUDGET, chips=1024))
+        hosts = [Starter.enrolled(verifier, number) for number in range(CLIENTS)]
+        granted = [0] * CLIENTS
+
+        def work(at: int, *, leased: bool) -> None:
+            host = hosts[at]
+            for turn in range(TURNS):
+                seq = host.ask(run)
+                answer = host.get(seq) if leased else None
+                if answer is not None and answer.status == 200:
+                    granted[at] += 1
+                    host.report(host.opened(answer), turn + 1, "adopted")
+                elif not leased:
+                    host.node.heartbeat()
+                    host.send()
+
+        def together(*, leased: bool) -> float:
+            threads = [threading.Thread(target=work, args=(at,), kwargs={"leased": leased}) for at in range(CLIENTS)]
+            start = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return time.perf_counter() - start
+
+        limit_s = together(leased=False)
+        seconds = together(leased=True)
+        seen = office.view(run)
+        assert seen.committed_tflop <= BUDGET, seen
+        rate = round(sum(granted) / seconds, 1)
+        more = {"clients": CLIENTS, "leases": sum(granted), "leases_a_s": rate, "durability": durability}
+        committed = {"committed_tflop": seen.committed_tflop, "budget_tflop": BUDGET}
+        report(f"leases, {name}", seconds=seconds, limit_s=limit_s, bar=None, **more, **committed)
+
+
+def waiting(name: str, database: Database, durability: str) -> None:
+    allowed_connections(2 * WAITING)
+    with tempfile.TemporaryDirectory() as folder, Verifier(Path(folder), db=database) as verifier, ExitStack() as stack:
+        office = Office.opened(verifier)
+        run = office.approved()
+        at = parse_permit_bundle(verifier.client.get(f"/v1/runs/{run}/permit").body).index
+        place = urlsplit(verifier.client.url)
+        asked = f"GET /v1/runs/{run}/permit?after={at}&wait_s=60 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        hosts = []
+        start = time.perf_counter()
+        for _ in range(WAITING):
+            hosts.append(stack.enter_context(socket.create_connection((place.hostname, place.port))))
+            hosts[-1].sendall(asked.encode())
+        while verifier.service.watch.waiting < WAITING:
+            time.sleep(0.005)
+        asked_s, threads = time.perf_counter() - start, threading.active_count()
+        start = time.perf_counter()
+        office.suspend(run)
+        size = 0
+        for host in hosts:
+            while part := host.recv(65_536):
+                size += len(part)
+        seconds, what = time.perf_counter() - start, f"a suspension reaches {WAITING} hosts, {name}"
+        more = {"asked_s": round(asked_s, 3), "threads": threads, "kib": size // 1024, "durability": durability}
+        report_below(what, seconds, "s", bar=BAR_S, **more, built=verifier.service.permits.built)
+
+
+def main() -> None:
+    for decisions in (3, 30, 300):
+        permit(decisions)
+    leases("SQLite", lambda: None, "WAL, synchronous=FULL")
+    waiting("SQLite", lambda: None, "WAL, synchronous=FULL")
+    with own_server() as server:
+        leases("PostgreSQL", server.database, "fsync=off")
+        waiting("PostgreSQL", server.database, "fsync=off")
+
+
+if __name__ == "__main__":
+    main()
