@@ -90,7 +90,6 @@ class _Live:
     stop: Stop | None = None
     granted_us: int | None = None
     granted_lease: str | None = None
-    asking_since_us: int = 0
     again_us: int = 0
     news_us: int = 0
     renew_us: int | None = None
@@ -379,7 +378,7 @@ class Lessee:
         self._hands.checkpoint()
         self._hurry()
         live.job = msgspec.structs.replace(job, asked=asked)
-        live.asking_since_us = live.again_us = self._now().mono_us
+        live.again_us = self._now().mono_us
         if live.phase is Phase.LOOKING:
             self._move(live, Phase.ASKING)
             self._tell(live, Told(text="asking for a lease"))
@@ -588,8 +587,6 @@ class Lessee:
         moved = live.granted_us is None or abs(stop.at_us - live.granted_us) >= _MOVE_US
         if not moved and live.granted_lease == lease.sha256:
             return
-        if live.granted_us is None and live.phase is Phase.RUNNING and live.stub is None and not self._gate_seen:
-            pass
         grace_s, kill_s = self._times(live)
         grant = Grant(
             job=job.job,
