@@ -20,8 +20,8 @@ NOT_YET = {
     *("statement", "node_replacement", "lease_request", "lease_report", "lease_issued", "opening"),
     "webhook_outbox",
 }
-"""Tables that the site of these operators leaves empty; tests/verifier/test_statements.py edits rows of the first two.
-Of the last one no evidence is made.
+"""Tables that the site of these operators leaves empty; tests/verifier/test_statements.py and test_switch_check.py edit
+their rows. Of the last one no evidence is made.
 """
 FAR = 1_000_003
 """Added to a number, it is nobody else's."""
