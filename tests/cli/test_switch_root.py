@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.canonical import encode, encode_record, parse
 from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.permit import Said, format_permit_bundle
 from keyturn_protocol.root import Root
@@ -225,3 +225,21 @@ def test_services_come_from_the_verifier(files: Files) -> None:
     (files.folder / "services.json").write_text('{"log_vkey":"a"}')
     _, err = files.new("made", code=2)
     assert "--services" in err
+
+
+def test_a_signature_that_is_none_counts_for_nobody(files: Files) -> None:
+    """Shown or signed further, every signature in the file is verified first."""
+    files.new("made")
+    files.sign("made", "ada", "one")
+    files.sign("one", "ivy", "two")
+    raw: Any = parse((files.folder / "two").read_bytes(), dict)
+    first, second = (one["sig"] for one in raw["signatures"])
+    raw["signatures"][0]["sig"], raw["signatures"][1]["sig"] = second, first
+    (files.folder / "forged").write_bytes(encode(raw))
+    raw["signatures"][0] = {"keyid": "0" * 64, "sig": first}
+    (files.folder / "stranger").write_bytes(encode(raw))
+    for name in ("forged", "stranger"):
+        assert files.run("root", files.folder / name, code=1)[0] == ""
+        out, _ = files.sign(name, "ada", "never", code=1)
+        assert out == ""
+    assert not (files.folder / "never").exists()

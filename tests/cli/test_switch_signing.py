@@ -17,7 +17,7 @@ from keyturn_protocol.sshsig import format_armor
 from tests.cli.conftest import Cli
 from tests.cli.switch_desk import OPENINGS, Desk
 from tests.support.optional import require_program
-from tests.support.parties import BEGIN, changed, envelope, narrowing, person, person_key, root
+from tests.support.parties import BEGIN, changed, envelope, narrowing, person, person_key, policy, root
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -403,3 +403,14 @@ def test_a_narrowing_replaces_what_the_same_person_said_before(desk: Desk, run: 
     assert say("approve", "operator-b/eve", run, "--chips", 64)[0] == 0
     code, out, _ = say("approve", "lab-a/bob", run, "--chips", 128)
     assert (code, "at most 64 chips at once" in out, "counts already" in out) == (0, True, True)
+
+
+def test_a_policy_that_was_seen_with_one_run_can_not_be_hidden_from_another(desk: Desk, run: str, keyturn: Cli) -> None:
+    other = desk.say(desk.request(nonce="5" * 64), "lab-a/ada")
+    before = desk.file(other)
+    assert keyturn("show", "--bundle", before, "--root", desk.pin)[0] == 0
+    new = policy(desk.root, version=2, previous=desk.policy, name="another")
+    digest = desk.say(new, "lab-a/ada", "office/ivy")
+    assert keyturn("show", "--bundle", desk.file(run), "--root", desk.pin)[0] == 0
+    code, _, err = keyturn("show", "--bundle", before, "--root", desk.pin)
+    assert (code, digest in err) == (1, True)
