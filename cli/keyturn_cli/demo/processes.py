@@ -36,6 +36,20 @@ class Child:
         return " | ".join(lines[-3:])
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a program ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The end of what it said, for a message."""
+        return " | ".join(self.err.strip().splitlines()[-2:])
+
+
 class Children:
     """Starts programs and, when left, leaves none of them running.
 
@@ -84,16 +98,26 @@ class Children:
 
         :raises CliError: it failed.
         """
+        done = self.attempt(name, *command, env=env, timeout_s=timeout_s)
+        if done.code:
+            said = " | ".join(done.err.strip().splitlines()[-3:])
+            raise CliError(f"{name} ended with {done.code}: {said}", exit=Exit.REJECTED)
+        return done.out
+
+    def attempt(
+        self, name: str, *command: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 30
+    ) -> Done:
+        """Run a console script to its end, however that is.
+
+        :raises CliError: it doesn't end.
+        """
         child = self._start(name, command, self._logs / "none", env, subprocess.PIPE, subprocess.PIPE)
         try:
             out, err = child.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise CliError(f"{name}: no end after {timeout_s:.0f} s", exit=Exit.REJECTED) from None
         self._running.remove(child)
-        if code := child.process.returncode:
-            said = " | ".join(err.decode("utf-8", "replace").strip().splitlines()[-3:])
-            raise CliError(f"{name} ended with {code}: {said}", exit=Exit.REJECTED)
-        return out.decode("utf-8", "replace")
+        return Done(child.process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
     def _start(
         self,
@@ -136,13 +160,21 @@ class Children:
         :param deadline_s: on the monotonic clock.
         :raises CliError: it failed, or is still running then.
         """
+        if code := self.ended(child, deadline_s):
+            raise CliError(f"{child.name} ended with {code}: {child.tail()}", exit=Exit.REJECTED)
+
+    def ended(self, child: Child, deadline_s: float) -> int:
+        """Wait for a child to end by itself; returns its exit status.
+
+        :param deadline_s: on the monotonic clock.
+        :raises CliError: it is still running then.
+        """
         try:
             code = child.process.wait(max(deadline_s - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
             raise CliError(f"{child.name} is still running: {child.tail()}", exit=Exit.REJECTED) from None
         self._running.remove(child)
-        if code:
-            raise CliError(f"{child.name} ended with {code}: {child.tail()}", exit=Exit.REJECTED)
+        return code
 
     def stop(self, child: Child) -> None:
         """End a child that would go on, in order.

@@ -1,14 +1,12 @@
 """The steps of the demo, each of which must show what it says or ends the demo."""
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from keyturn_cli import render
@@ -16,7 +14,9 @@ from keyturn_cli.auditing import Pins, run_audit
 from keyturn_cli.client import Client
 from keyturn_cli.demo.place import RECORDINGS, executed_flop
 from keyturn_cli.demo.processes import Child, Children, wait_for
+from keyturn_cli.demo.switch import Switched, SwitchStory
 from keyturn_cli.demo.tamper import Flip, flip_digit, rehash
+from keyturn_cli.demo.teller import Teller, expect, shown
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.output import clean
 from keyturn_cli.reader import FolderReader
@@ -32,7 +32,7 @@ from keyturn_protocol.segment import parse_segment
 DEPLOYMENT: Final = "demo.keyturn.example"
 TRAINED: Final = "slurm:fixture:1"
 """The workload of the training host's recording."""
-DEADLINE_S: Final = 50.0
+DEADLINE_S: Final = 150.0
 """For everything up to the export; the rest takes a second or two."""
 
 
@@ -46,6 +46,8 @@ class Told:
     audit: Report | None = None
     flip: Flip | None = None
     forged: list[Report] = field(default_factory=list)
+    switch: Switched | None = None
+    forged_switch: list[Report] = field(default_factory=list)
 
 
 class Story:
@@ -53,8 +55,8 @@ class Story:
 
     def __init__(self, folder: Path, fixtures: Path, children: Children, out: Console) -> None:
         self.folder, self.fixtures, self.children, self.out = folder, fixtures, children, out
-        self.began_s = time.monotonic()
-        self.deadline_s = self.began_s + DEADLINE_S
+        self.teller = Teller(out)
+        self.deadline_s = self.teller.began_s + DEADLINE_S
         self.state = folder / "work" / "verifier"
         self.told = Told()
 
@@ -65,6 +67,7 @@ class Story:
         """
         server, url = self._verifier()
         self._hosts(url)
+        self._switch(url)
         self._totals(url)
         self._export(server)
         self._audit()
@@ -72,7 +75,7 @@ class Story:
         return self.told
 
     def _verifier(self) -> tuple[Child, str]:
-        self._step("a verifier, on SQLite and on 127.0.0.1 only")
+        self.teller.step("a verifier, on SQLite and on 127.0.0.1 only")
         run, state = self.children.run, self.state
         run("keyturn-verifier init", "keyturn-verifier", "init", "--state", state, "--deployment", DEPLOYMENT)
         shutil.copyfile(state / "trust.json", self._trust)
@@ -81,11 +84,11 @@ class Story:
             "verifier", "keyturn-verifier", "serve", "--state", state, "--port", "0", "--port-file", port_file
         )
         url = f"http://127.0.0.1:{int(wait_for(port_file, server, self.deadline_s))}"
-        self._say(f"its keys are in {self._shown(self._trust)}: hosts and auditors pin them, and believe no others")
+        self.teller.say(f"its keys are in {shown(self._trust)}: hosts and auditors pin them, and believe no others")
         return server, url
 
     def _hosts(self, url: str) -> None:
-        self._step("three hosts, each an agent that replays a recording in fast time")
+        self.teller.step("three hosts, each an agent that replays a recording in fast time")
         token = self._token("--organisation", "Demo", "--site", "this machine", "--hosts", str(len(RECORDINGS)))
         running = []
         for recording in RECORDINGS:
@@ -97,7 +100,14 @@ class Story:
             running.append(self.children.start(recording.name, *command, "--label", recording.name))
         for recording, child in zip(RECORDINGS, running, strict=True):
             self.children.finish(child, self.deadline_s)
-            self._say(f"{recording.story}: metered, logged, signed, uploaded, receipted")
+            self.teller.say(f"{recording.story}: metered, logged, signed, uploaded, receipted")
+
+    def _switch(self, url: str) -> None:
+        join_token = self._token("--organisation", "acme", "--site", "this machine")
+        part = SwitchStory(
+            self.folder / "work" / "switch", self.state, url, self.fixtures, self.children, self.teller, self.deadline_s
+        )
+        self.told.switch = part.run(DEPLOYMENT, self._token("--role", "approver"), join_token)
 
     def _token(self, *what: str) -> str:
         run, state = self.children.run, self.state
@@ -105,18 +115,18 @@ class Story:
         return run(name, "keyturn-verifier", "token", "create", "--state", state, "--expires", "1h", *what).strip()
 
     def _totals(self, url: str) -> None:
-        self._step("what the verifier adds up: intervals, and what nobody measured beside them")
+        self.teller.step("what the verifier adds up: intervals, and what nobody measured beside them")
         with Client(url, self._token("--role", "auditor")) as client:
             totals = list(client.items(api.WORKLOADS, api.WorkloadTotal))
             found = list(client.items(api.FINDINGS, api.FindingItem))
             logs = list(client.items(api.NODES, api.NodeLog))
         self.told.workloads, self.told.findings = totals, found
-        self._expect(len(logs) == len(RECORDINGS), "three logs", f"{len(logs)}")
-        self._expect(all(log.source == "replay" for log in logs), "logs marked as replay", "others")
+        expect(len(logs) == len(RECORDINGS) + 1, "four logs", f"{len(logs)}")
+        expect(all(log.source == "replay" for log in logs), "logs marked as replay", "others")
         self.out.print(render.workloads(totals))
         self.out.print()
         by_class = [t.class_ for t in totals if t.workload not in (GAP, UNATTRIBUTED)]
-        self._expect(by_class.count("shared") == 2, "two workloads that share a GPU", f"{by_class.count('shared')}")
+        expect(by_class.count("shared") == 2, "two workloads that share a GPU", f"{by_class.count('shared')}")
         self._truth(totals)
         self._gap(totals, found)
 
@@ -128,9 +138,9 @@ class Story:
             raise CliError("the training workload has no totals", exit=Exit.REJECTED)
         for interval, what in ((total.undeclared, "undeclared"), (total.declared, "as declared")):
             inside = int(interval.low) <= executed and (interval.high is None or executed <= int(interval.high))
-            self._expect(inside, f"{executed} inside {what}", flop_range(interval.low, interval.high))
+            expect(inside, f"{executed} inside {what}", flop_range(interval.low, interval.high))
         off = (int(total.declared.best) - executed) / executed
-        self._say(
+        self.teller.say(
             f"the training program counted {scientific(executed)} FLOP itself: inside both intervals, "
             f"and the best estimate is {off:+.1%} off"
         )
@@ -142,46 +152,46 @@ class Story:
         findings = [f for f in found if f.code in codes]
         if gap is None or gap.undeclared.high in (None, "0") or not findings:
             raise CliError("the lost driver left no gap or no finding", exit=Exit.REJECTED)
-        self._say(
+        self.teller.say(
             f"the lost driver left {gap.gap_us / 1e6:.0f} chip seconds unmeasured: {at_most(gap.undeclared.high)} FLOP"
         )
         self.out.print()
         self.out.print(render.findings(found))
 
     def _export(self, server: Child) -> None:
-        self._step("the evidence, exported; from here on there is no verifier")
+        self.teller.step("the evidence, exported; from here on there is no verifier")
         command = ("keyturn-verifier", "export", "--state", self.state, "--out", self._evidence, "--case", "demo")
         self.children.run("keyturn-verifier export", *command)
         self.children.stop(server)
-        self._say(f"{self._shown(self._evidence)}, and {self._shown(self._trust)} beside it")
+        self.teller.say(f"{shown(self._evidence)}, and {shown(self._trust)} beside it")
 
     def _audit(self) -> None:
-        self._step(f"$ keyturn audit {self._shown(self._evidence)} --trust {self._shown(self._trust)}")
+        self.teller.step(f"$ keyturn audit {shown(self._evidence)} --trust {shown(self._trust)}")
         report = self.told.audit = self._report(self._evidence)
         print_report(report, self.out)
-        self._expect(report.outcome == "pass", "pass", report.outcome)
+        expect(report.outcome == "pass", "pass", report.outcome)
         same = report.workloads == tuple(self.told.workloads)
-        self._expect(same, "the audit's totals to be the verifier's", "others")
-        self._say("the audit's totals are the verifier's, to the last digit")
+        expect(same, "the audit's totals to be the verifier's", "others")
+        self.teller.say("the audit's totals are the verifier's, to the last digit")
 
     def _forge(self) -> None:
-        self._step("a forgery: one byte of one entry, in a copy")
+        self.teller.step("a forgery: one byte of one entry, in a copy")
         origin = self._origin_of_training()
         flip = self.told.flip = flip_digit(self._evidence, self._tampered, origin)
-        self._say(f"entry {flip.seq}, {flip.field}: {flip.before} becomes {flip.after}")
-        self._step(f"$ keyturn audit {self._shown(self._tampered)} --trust {self._shown(self._trust)}")
+        self.teller.say(f"entry {flip.seq}, {flip.field}: {flip.before} becomes {flip.after}")
+        self.teller.step(f"$ keyturn audit {shown(self._tampered)} --trust {shown(self._trust)}")
         self._contradicted(flip)
         rehash(self._tampered, flip.path)
-        self._say("again, with a manifest whose hash of that file was forged to fit:")
+        self.teller.say("again, with a manifest whose hash of that file was forged to fit:")
         self._contradicted(flip)
 
     def _contradicted(self, flip: Flip) -> None:
         report = self._report(self._tampered)
         self.told.forged.append(report)
-        self._expect(bool(report.contradictions), "a contradiction", report.outcome)
+        expect(bool(report.contradictions), "a contradiction", report.outcome)
         first = report.contradictions[0]
         named = (first.where, first.seq)
-        self._expect((report.outcome, named) == ("contradicted", (flip.path, flip.seq)), "that entry named", str(named))
+        expect((report.outcome, named) == ("contradicted", (flip.path, flip.seq)), "that entry named", str(named))
         self.out.print(Text.assemble("INTEGRITY     ", ("FAIL", "bold red"), f"  {clean(first.where)}"), soft_wrap=True)
         self.out.print(Text(f"              {clean(first.message)}"), soft_wrap=True)
 
@@ -196,22 +206,6 @@ class Story:
     def _report(self, bundle: Path) -> Report:
         pins = Pins(trust=parse_trust(self._trust.read_bytes()))
         return run_audit(FolderReader(str(bundle)), pins, 1, lambda *_: None)
-
-    def _expect(self, true: bool, expected: str, got: str) -> None:
-        if not true:
-            raise CliError(f"the demo didn't show what it should (expected {expected}, got {got})", exit=Exit.REJECTED)
-
-    def _step(self, title: str) -> None:
-        passed = f"{time.monotonic() - self.began_s:5.1f} s"
-        self.out.print()
-        self.out.print(Text.assemble((f"{passed}  ", "dim"), (title, "bold cyan")), soft_wrap=True)
-
-    def _say(self, text: str) -> None:
-        self.out.print(Padding(Text(text), (0, 0, 0, 9), expand=False))
-
-    def _shown(self, path: Path) -> str:
-        """A path as a person would type it from here."""
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
     @property
     def _trust(self) -> Path:
