@@ -27,7 +27,7 @@ from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.entries import Entry, Inventory, Permit, Usage
 from keyturn_protocol.entries import Lease as LeaseEntry
 from keyturn_protocol.entry_inventory import Chip
-from keyturn_protocol.entry_switch import LeaseBody, PermitBody
+from keyturn_protocol.entry_switch import SPENT, LeaseBody, PermitBody
 from keyturn_protocol.entry_usage import Share
 from keyturn_protocol.flop import contradicts, energy_bound, highest, peak_rate
 from keyturn_protocol.lease import Lease, lease_subject
@@ -221,6 +221,8 @@ class Charge:
         elif body.event == "final" and (on := self.on.get(subject)) is not None:
             for uuid, point in on.points.items():
                 self._leave(subject, on, uuid, point, mono_us)
+            if body.reason == SPENT:
+                self.flop[subject] = max(self.charged_flop(subject), on.upto_tflop * TERA)
             del self.on[subject]
         return self.charged_flop(subject)
 

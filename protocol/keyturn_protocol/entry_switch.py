@@ -8,7 +8,7 @@ Neither is taken at the host's word: the verifier leases by the statements of pe
 again (:mod:`keyturn_protocol.charging`).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,8 @@ LeaseKind = Literal["run", "allowance", "diagnostics"]
 Checked = Literal["verified", "declared", "unchecked"]
 """Of a part of the spec: the host compared it with the commitment; it was only told; nobody said anything."""
 Lineage = Annotated[Text, msgspec.Meta(min_length=1)]
+SPENT: Final = "the compute of the lease is used up"
+"""The reason of a ``final`` that charges the rest of its lease as well: too little to run on until a stop is over."""
 
 
 class SpecChecks(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from msgspec import to_builtins
 from keyturn_protocol.authority import Refused, Why
 from keyturn_protocol.charging import Charge, peak_tflop_s
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.entry_switch import SPENT
 from keyturn_protocol.flop import energy_bound, peak_rate
 from keyturn_protocol.leases import TERA
 from tests.support.metered import RUN, SECOND, WORK, Metered, h100, in_runs, with_restarts
@@ -117,6 +118,14 @@ class TestGaps:
         host, lease = leased()
         before = host.works().charged()
         assert host.wait(3 * SECOND).say(lease, "final") == before + 3 * SECOND * PEAK
+
+    def test_the_rest_of_a_lease_that_is_too_little_to_run_on(self) -> None:
+        host, lease = leased(upto_tflop=10**6)
+        assert host.works().charged() < 10**6 * TERA
+        assert host.say(lease, "final", reason=SPENT) == 10**6 * TERA
+        again, over = leased(upto_tflop=1)
+        before = again.works().charged()
+        assert again.say(over, "final", reason=SPENT) == before > TERA, "what was charged on top stays"
 
     def test_no_longer_than_the_lease_lives(self) -> None:
         host, _ = leased(ttl_s=100)

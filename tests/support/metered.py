@@ -134,11 +134,17 @@ class Metered(Host):
         return digest
 
     def say(
-        self, lease: str, event: str = "report", *, flop: int | None = None, gaps: tuple[LeaseGap, ...] = ()
+        self,
+        lease: str,
+        event: str = "report",
+        *,
+        flop: int | None = None,
+        gaps: tuple[LeaseGap, ...] = (),
+        reason: str = "done",
     ) -> int:
-        """Writes a lease entry, with what the fold says or ``flop``."""
-        reason = "done" if event == "final" else None
-        draft = LeaseBody(charged_flop="0", event=event, gaps=list(gaps), lease=lease, reason=reason)  # type: ignore[arg-type]
+        """Writes a lease entry, with what the fold says or ``flop``. ``reason``: of a last word."""
+        why = reason if event == "final" else None
+        draft = LeaseBody(charged_flop="0", event=event, gaps=list(gaps), lease=lease, reason=why)  # type: ignore[arg-type]
         charge = self.charge()
         charged = charge.to_say(draft, self.boots, self.mono_us, self.now_us) if flop is None else flop
         self.add(structs.replace(draft, charged_flop=str(charged)))

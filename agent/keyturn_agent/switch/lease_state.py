@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
-from keyturn_protocol.entry_switch import LeaseKind, Lineage, SpecChecks
+from keyturn_protocol.entry_switch import SPENT, LeaseKind, Lineage, SpecChecks
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lifecycle import Run
 from keyturn_protocol.values import BootId, ChipUuid, Micros
@@ -114,7 +114,7 @@ def stop_of(lease: Lease, drawn_us: int, run: Run | None, spent_us: int, now: No
     """
     stops = [
         Stop(drawn_us + lease.ttl_s * _SECOND, "the lease ends"),
-        Stop(spent_us, "the compute of the lease is used up"),
+        Stop(spent_us, SPENT),
     ]
     if run is not None:
         stops.append(Stop(now.mono_us + max(0, run.scope.not_after_us - now.time_us), "the run's window ends"))

@@ -1,4 +1,4 @@
-"""``keyturn demo``: all of it, on this machine, from recordings, in less than a minute."""
+"""``keyturn demo``: all of it, on this machine, from recordings, in a minute or two."""
 
 import time
 from pathlib import Path
@@ -21,12 +21,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="a summary as canonical
 
 
 def demo(dir: DirOption = None, keep: KeepOption = False, json: JsonOption = False) -> int:
-    """Show all of it on this machine: hosts, totals, an audit, a forgery.
+    """Show all of it on this machine: hosts, totals, a run that needs a quorum, an audit, forgeries.
 
-    A verifier and three agents that replay recorded GPU telemetry run as processes of their own, on 127.0.0.1.
+    A verifier and four agents that replay recorded GPU telemetry run as processes of their own, on 127.0.0.1.
     """
     place = checkout()
-    for name in ("keyturn-verifier", "keyturn-agent"):
+    for name in ("keyturn-verifier", "keyturn-agent", "keyturn-gate"):
         program(name)
     began_s = time.monotonic()
     folder = (dir or place / "build" / "demo").absolute()
@@ -61,4 +61,6 @@ def _summary(told: Told) -> dict[str, object]:
         "audit": to_json(told.audit),
         "flip": {"path": told.flip.path, "seq": told.flip.seq, "offset": told.flip.offset},
         "forged": [to_json(report) for report in told.forged],
+        "switch": told.switch,
+        "forged_switch": [to_json(report) for report in told.forged_switch],
     }

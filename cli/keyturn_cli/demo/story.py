@@ -15,7 +15,7 @@ from keyturn_cli.client import Client
 from keyturn_cli.demo.place import RECORDINGS, executed_flop
 from keyturn_cli.demo.processes import Child, Children, wait_for
 from keyturn_cli.demo.switch import Switched, SwitchStory
-from keyturn_cli.demo.tamper import Flip, flip_digit, rehash
+from keyturn_cli.demo.tamper import Flip, drop_statement, flip_digit, forge_approval, rehash
 from keyturn_cli.demo.teller import Teller, expect, shown
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.output import clean
@@ -24,6 +24,7 @@ from keyturn_cli.report import print_report
 from keyturn_cli.units import at_most, flop_range, scientific
 from keyturn_protocol import api
 from keyturn_protocol.audit import Report
+from keyturn_protocol.audit_log import Contradiction
 from keyturn_protocol.bundle import parse_trust
 from keyturn_protocol.findings import FindingCode
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
@@ -72,6 +73,7 @@ class Story:
         self._export(server)
         self._audit()
         self._forge()
+        self._forge_switch(self.told.switch)
         return self.told
 
     def _verifier(self) -> tuple[Child, str]:
@@ -108,6 +110,7 @@ class Story:
             self.folder / "work" / "switch", self.state, url, self.fixtures, self.children, self.teller, self.deadline_s
         )
         self.told.switch = part.run(DEPLOYMENT, self._token("--role", "approver"), join_token)
+        (self.folder / "root").write_text(f"{self._root}\n")
 
     def _token(self, *what: str) -> str:
         run, state = self.children.run, self.state
@@ -166,24 +169,46 @@ class Story:
         self.teller.say(f"{shown(self._evidence)}, and {shown(self._trust)} beside it")
 
     def _audit(self) -> None:
-        self.teller.step(f"$ keyturn audit {shown(self._evidence)} --trust {shown(self._trust)}")
+        self.teller.step(f"$ keyturn audit {shown(self._evidence)} --root {self._root[:23]}…")
         report = self.told.audit = self._report(self._evidence)
         print_report(report, self.out)
         expect(report.outcome == "pass", "pass", report.outcome)
         same = report.workloads == tuple(self.told.workloads)
         expect(same, "the audit's totals to be the verifier's", "others")
-        self.teller.say("the audit's totals are the verifier's, to the last digit")
+        run = next((one for one in report.runs if self.told.switch and one.hash == self.told.switch.run), None)
+        expect(run is not None and run.state == "exhausted", "an exhausted run", str(run and run.state))
+        self.teller.say("the audit's totals are the verifier's, to the last digit; so is what became of the run")
 
     def _forge(self) -> None:
         self.teller.step("a forgery: one byte of one entry, in a copy")
         origin = self._origin_of_training()
         flip = self.told.flip = flip_digit(self._evidence, self._tampered, origin)
         self.teller.say(f"entry {flip.seq}, {flip.field}: {flip.before} becomes {flip.after}")
-        self.teller.step(f"$ keyturn audit {shown(self._tampered)} --trust {shown(self._trust)}")
+        self.teller.step(f"$ keyturn audit {shown(self._tampered)} --root {self._root[:23]}…")
         self._contradicted(flip)
         rehash(self._tampered, flip.path)
         self.teller.say("again, with a manifest whose hash of that file was forged to fit:")
         self._contradicted(flip)
+
+    def _forge_switch(self, switch: Switched | None) -> None:
+        assert switch is not None  # noqa: S101 -- it was told before
+        self.teller.step("a forged permit: the regulator's approval, signed by somebody else")
+        self._found(self.folder / "forged", forge_approval(self._evidence, self.folder / "forged", switch.approval))
+        self.teller.step("a dropped veto: the suspension is left out")
+        self._found(self.folder / "dropped", drop_statement(self._evidence, self.folder / "dropped", switch.suspension))
+
+    def _found(self, bundle: Path, path: str) -> None:
+        """That the audit names what was forged."""
+        report = self._report(bundle)
+        self.told.forged_switch.append(report)
+        named = next((one for one in report.contradictions if one.where == path), None)
+        if report.outcome != "contradicted" or named is None:
+            raise CliError(f"the audit of {shown(bundle)} didn't find {path}: {report.outcome}", exit=Exit.REJECTED)
+        self._fail(named)
+
+    def _fail(self, found: Contradiction) -> None:
+        self.out.print(Text.assemble("INTEGRITY     ", ("FAIL", "bold red"), f"  {clean(found.where)}"), soft_wrap=True)
+        self.out.print(Text(f"              {clean(found.message)}"), soft_wrap=True)
 
     def _contradicted(self, flip: Flip) -> None:
         report = self._report(self._tampered)
@@ -192,8 +217,7 @@ class Story:
         first = report.contradictions[0]
         named = (first.where, first.seq)
         expect((report.outcome, named) == ("contradicted", (flip.path, flip.seq)), "that entry named", str(named))
-        self.out.print(Text.assemble("INTEGRITY     ", ("FAIL", "bold red"), f"  {clean(first.where)}"), soft_wrap=True)
-        self.out.print(Text(f"              {clean(first.message)}"), soft_wrap=True)
+        self._fail(first)
 
     def _origin_of_training(self) -> str:
         """The log of the host that trained, by the workload in its totals."""
@@ -204,8 +228,13 @@ class Story:
         raise CliError("the evidence has no log of the training host", exit=Exit.REJECTED)
 
     def _report(self, bundle: Path) -> Report:
-        pins = Pins(trust=parse_trust(self._trust.read_bytes()))
+        pins = Pins(trust=parse_trust(self._trust.read_bytes()), root_sha256=self._root.removeprefix("sha256:"))
         return run_audit(FolderReader(str(bundle)), pins, 1, lambda *_: None)
+
+    @property
+    def _root(self) -> str:
+        assert self.told.switch is not None  # noqa: S101 -- it was told before
+        return f"sha256:{self.told.switch.root_sha256}"
 
     @property
     def _trust(self) -> Path:

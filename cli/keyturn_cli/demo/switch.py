@@ -156,7 +156,7 @@ class SwitchStory:
         toml.write_text(REQUEST.format(argv=", ".join(f'"{word}"' for word in APPROVED)))
         ask = ("request", toml, "--person", ADA, "--unsigned", "--openings", openings)
         signed, run = self.desk.sign(self.desk.draft("request", *ask), ADA, openings=openings)
-        self.desk.keyturn("statement", "send", signed)
+        self.desk.keyturn("statement", "send", signed, "--openings", openings)
         self.teller.say(f"r-{run[:8]}: {scientific(BUDGET_FLOP)} FLOP on one GPU, for exactly: {' '.join(APPROVED)}")
         return run, openings
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from keyturn_cli.errors import CliError, Exit
-from keyturn_protocol.bundle import MANIFEST, log_folder, parse_manifest, parse_segment_name
+from keyturn_protocol.bundle import MANIFEST, log_folder, parse_manifest, parse_segment_name, statement_path
 from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.dsse import Envelope, pae, parse_envelope
 from keyturn_protocol.ids import parse_origin
 
 
@@ -57,3 +60,32 @@ def rehash(bundle: Path, path: str) -> None:
     manifest = parse_manifest((bundle / MANIFEST).read_bytes())
     manifest.files[path] = sha256((bundle / path).read_bytes()).hexdigest()
     (bundle / MANIFEST).write_bytes(encode_record(manifest))
+
+
+def forge_approval(bundle: Path, copy: Path, sha256: str) -> str:
+    """Copy a bundle, and in the copy sign a statement anew with a key of the forger's, in its signer's name.
+
+    :returns: the path of the altered file; the manifest fits it.
+    """
+    shutil.copytree(bundle, copy, symlinks=True)
+    path = statement_path(sha256)
+    envelope = parse_envelope((copy / path).read_bytes())
+    forged = Ed25519PrivateKey.generate().sign(pae(envelope.kind, envelope.payload))
+    signatures = dict.fromkeys(envelope.signatures, forged)
+    (copy / path).write_bytes(Envelope(envelope.kind, envelope.payload, signatures).to_bytes())
+    rehash(copy, path)
+    return path
+
+
+def drop_statement(bundle: Path, copy: Path, sha256: str) -> str:
+    """Copy a bundle, and leave a statement out of the copy as if nobody had made it; the manifest fits.
+
+    :returns: the path of the file that is missing.
+    """
+    shutil.copytree(bundle, copy, symlinks=True)
+    path = statement_path(sha256)
+    (copy / path).unlink()
+    manifest = parse_manifest((copy / MANIFEST).read_bytes())
+    del manifest.files[path]
+    (copy / MANIFEST).write_bytes(encode_record(manifest))
+    return path
