@@ -250,12 +250,17 @@ class Lessee:
                 self._begin_run(heard.visitor, token)
             case Ended(status=status):
                 for live in self._of(heard.visitor):
-                    self._end(live, f"the command ended with {status}")
+                    self._end(live, self._why_ended(live) or f"the command ended with {status}")
             case None:
                 for live in self._of(heard.visitor):
                     live.visitor = None
                     if live.phase in (Phase.LOOKING, Phase.ASKING, Phase.LEASED):
                         self._end(live, "whoever asked went away")
+
+    def _why_ended(self, live: _Live) -> str | None:
+        """Why a command was stopped, if it was: who stops it does so by the same clock, and may be first to say so."""
+        stopped = live.stop is not None and self._now().mono_us >= live.stop.at_us - _SECOND
+        return live.stop.why if live.stop is not None and stopped else None
 
     def _of(self, visitor: Visitor) -> list[_Live]:
         return [live for live in self._live.values() if live.visitor is visitor]
