@@ -23,7 +23,7 @@ IVY: Final = "office/ivy"
 PEOPLE: Final = (ADA, BOB, EVE, IVY)
 LARGE_FLOP: Final = 2 * 10**15
 """Above this a run needs all three parties."""
-BUDGET_FLOP: Final = 6 * 10**15
+BUDGET_FLOP: Final = 10**16
 NOTICE_S: Final = 2
 
 _ROOT: Final = """\
@@ -66,22 +66,22 @@ veto = ["operator", "regulator"]
 colleagues = true
 decide = "1h"
 start = "1h"
-grace = "1s"
+grace = "0s"
 lease = "60s"
 verified = ["argv"]
 
 [allowance]
 window = "1h"
-organisation_flop = {LARGE_FLOP}
-lineage_flop = {LARGE_FLOP}
+organisation_flop = 5e16
+lineage_flop = 5e16
 diagnostics_flop = 1e15
 chips = 8
-lease = "2s"
+lease = "30s"
 
 [stop]
 notice = "{NOTICE_S}s"
 alone = "1h"
-kill = "2s"
+kill = "1s"
 """
 
 

@@ -185,16 +185,18 @@ class SwitchStory:
 
     def _suspended(self, run: str, leased: Sequence[str]) -> str:
         self.teller.step("it starts under a lease, is metered, and one veto-holder stops it")
-        child = self._start("run-1", run, leased)
-        self._until("the run to be charged", lambda: self._view(run).charged_tflop > 0, child)
-        self.teller.say(f"charged so far: {scientific(self._view(run).charged_tflop * 10**12)} FLOP, the high end")
-        self.teller.command("keyturn suspend", f"r-{run[:8]}", "--key", "ivy.key")
+        # Signed before it starts: on a slow machine the run would be over before a person has typed.
         ask = ("suspend", run, "--person", IVY, "--unsigned", "--reason", "a rehearsal")
         signed, digest = self.desk.sign(self.desk.draft("suspend", *ask), IVY)
+        child = self._start("run-1", run, leased)
+        self._until("the run to be charged", lambda: self._view(run).charged_tflop > 0, child)
+        self.teller.command("keyturn suspend", f"r-{run[:8]}", "--key", "ivy.key")
         self.desk.keyturn("statement", "send", signed)
         self._ended(child, "suspended")
         self.teller.say(f"the regulator alone: all hosts stop at one moment, {NOTICE_S} s later; the run was ended")
-        expect(self._view(run).state == "suspended", "suspended", str(self._view(run).state))
+        view = self._view(run)
+        expect(view.state == "suspended", "suspended", str(view.state))
+        self.teller.say(f"charged so far: {scientific(view.charged_tflop * 10**12)} FLOP, the high end")
         return digest
 
     def _exhausted(self, run: str, leased: Sequence[str]) -> int:
