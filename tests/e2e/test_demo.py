@@ -19,7 +19,7 @@ from keyturn_protocol.keys import parse_vkey
 from tests.support.optional import require, require_program
 from tests.support.paths import REPO
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(480)
 
 RECORDINGS = ("h100_pcie_training", "derived_shared_gpu", "derived_driver_loss")
 SPKI = bytes.fromhex("302a300506032b6570032100")
@@ -61,7 +61,7 @@ def children_of(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """One run; ``--json`` sends the story to stderr."""
-    for name in ("keyturn-verifier", "keyturn-agent"):
+    for name in ("keyturn-verifier", "keyturn-agent", "keyturn-gate"):
         script(name)
     for name in RECORDINGS:
         require("recordings", (REPO / "hardware_fixtures" / name / "recording.jsonl").exists(), f"no recording {name}")
@@ -71,7 +71,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=450,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 
 def test_it_leaves_the_evidence_and_the_keys(demo: Demo) -> None:
-    assert sorted(p.name for p in demo.folder.iterdir()) == [".keyturn-demo", "evidence", "tampered", "trust.json"]
+    left = [".keyturn-demo", "dropped", "evidence", "forged", "root", "tampered", "trust.json"]
+    assert sorted(p.name for p in demo.folder.iterdir()) == left
     assert not any(p.name.endswith(".key") for p in demo.folder.rglob("*"))
 
 
@@ -116,13 +117,39 @@ def test_it_passes_and_the_forgery_fails_naming_the_entry(demo: Demo) -> None:
     assert [i for i, (x, y) in enumerate(zip(before, after, strict=True)) if x != y] == [flip["offset"]]
 
 
+def test_a_run_that_the_quorum_allowed_was_charged_suspended_resumed_and_exhausted(demo: Demo) -> None:
+    switch = demo.summary["switch"]
+    run = next(one for one in demo.summary["audit"]["runs"] if one["hash"] == switch["run"])
+    assert (run["state"], run["charged_tflop"]) == ("exhausted", run["budget_tflop"])
+    assert run["charged_tflop"] == switch["charged_tflop"]
+    for path in (switch["approval"], switch["suspension"]):
+        assert (demo.folder / "evidence" / "statements" / f"{path}.json").is_file()
+    said = ("quorum isn't met", "requester: who asks never counts", "another program than was")
+    assert [text for text in said if text not in demo.err] == []
+
+
+def test_a_forged_permit_and_a_dropped_veto_are_named(demo: Demo) -> None:
+    switch = demo.summary["switch"]
+    for report, digest in zip(demo.summary["forged_switch"], (switch["approval"], switch["suspension"]), strict=True):
+        where = {one["where"] for one in report["integrity"]["contradictions"]}
+        assert (report["outcome"], f"statements/{digest}.json" in where) == ("contradicted", True)
+
+
 @pytest.mark.parametrize(
-    ("folder", "trusted", "code"), [("evidence", True, 0), ("evidence", False, 3), ("tampered", True, 1)]
+    ("folder", "pins", "code"),
+    [
+        ("evidence", "--root", 0),
+        ("evidence", None, 3),
+        ("tampered", "--root", 1),
+        ("forged", "--root", 1),
+        ("dropped", "--root", 1),
+    ],
 )
-def test_anyone_can_audit_what_it_left(demo: Demo, folder: str, trusted: bool, code: int) -> None:
+def test_anyone_can_audit_what_it_left(demo: Demo, folder: str, pins: str | None, code: int) -> None:
     command: list[str | Path] = [script("keyturn"), "audit", demo.folder / folder]
+    root = (demo.folder / "root").read_text().strip()
     done = subprocess.run(
-        [*command, "--trust", demo.folder / "trust.json"] if trusted else command,
+        command if pins is None else [*command, pins, root],
         capture_output=True,
         timeout=60,
         check=False,

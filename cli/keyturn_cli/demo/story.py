@@ -33,7 +33,7 @@ from keyturn_protocol.segment import parse_segment
 DEPLOYMENT: Final = "demo.keyturn.example"
 TRAINED: Final = "slurm:fixture:1"
 """The workload of the training host's recording."""
-DEADLINE_S: Final = 150.0
+DEADLINE_S: Final = 400.0
 """For everything up to the export; the rest takes a second or two."""
 
 

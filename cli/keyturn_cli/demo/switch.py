@@ -26,13 +26,14 @@ from keyturn_cli.demo.parties import (
     found,
     pin,
 )
-from keyturn_cli.demo.place import TRAINING
+from keyturn_cli.demo.place import SHARED
 from keyturn_cli.demo.processes import Child, Children, Done
 from keyturn_cli.demo.teller import Teller, expect
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.units import scientific
 from keyturn_protocol.api_switch import RunView
 from keyturn_protocol.canonical import parse
+from keyturn_protocol.entry_switch import SPENT
 
 APPROVED: Final = ("sleep", "600")
 """What stands for the training program: the host's GPU is a recording in any case."""
@@ -98,7 +99,7 @@ class SwitchStory:
         self.work.mkdir(mode=0o700)
         with _short_folder() as sockets:
             root = self._root(deployment, token)
-            self._host(root, join_token, sockets)
+            host = self._host(root, join_token, sockets)
             self.exec = ("keyturn-agent", "exec", "--socket", str(sockets / "exec"), "--obey")
             self._allowance()
             run, openings = self._request()
@@ -108,6 +109,8 @@ class SwitchStory:
             self._other_program(run, openings)
             suspension = self._suspended(run, leased)
             charged = self._exhausted(run, leased)
+            for child in host:
+                self.children.stop(child)
             return Switched(root, run, suspension, approval, charged, self.ssh)
 
     def _root(self, deployment: str, token: str) -> str:
@@ -128,21 +131,22 @@ class SwitchStory:
         )
         return digest
 
-    def _host(self, root: str, join_token: str, sockets: Path) -> None:
+    def _host(self, root: str, join_token: str, sockets: Path) -> tuple[Child, ...]:
         self.teller.step("a fourth host, which pins that root; its gate only observes, since there is no GPU to lock")
         config = self.work / "agent.toml"
         config.write_text(_AGENT.format(sockets=sockets))
-        played = ("--state", self.work / "host", "--recording", TRAINING.file(self.fixtures))
+        played = ("--state", self.work / "host", "--recording", SHARED.file(self.fixtures))
         pinned = ("--verifier", self.url, "--root", f"sha256:{root}")
         join = ("keyturn-agent", "enroll", *played, *pinned)
         self.children.run("keyturn-agent enroll (leased)", *join, env={"KEYTURN_JOIN_TOKEN": join_token})
         gate = ("--driver", "observe", "--socket", sockets / "gate", "--agent", str(os.getuid()))
-        self.children.start(
+        observing = self.children.start(
             "gate", "keyturn-gate", "serve", *gate, "--state", self.work / "gate", "--notices", sockets / "notices"
         )
         command = ("keyturn-agent", "run", *played, "--label", "leased", "--loop", "1000", "--config", config)
         agent = self.children.start("leased", *command)
         self._until("the agent to listen", (sockets / "exec").exists, agent)
+        return agent, observing
 
     def _allowance(self) -> None:
         self.teller.step("a small job runs under the allowance: nobody is asked")
@@ -207,7 +211,7 @@ class SwitchStory:
         for person in (BOB, EVE, IVY):
             key = self.desk.key(person)
             self.desk.keyturn("approve", run, "--on", proposal, "--key", key, "--expect", run)
-        self._ended(self._start("run-2", run, leased), "exhausted")
+        self._ended(self._start("run-2", run, leased), SPENT)
         self._until("the last report", lambda: self._view(run).state == "exhausted", None)
         charged = self._view(run).charged_tflop
         self.teller.say(f"charged {scientific(charged * 10**12)} of {scientific(BUDGET_FLOP)} FLOP: exhausted")
