@@ -127,6 +127,8 @@ class NaiveCharge:
             held = self.held.pop(subject)
             for mono_us, _ in held["points"].values():
                 self.charge(subject, PEAK * max(0, min(entry["mono_us"], held["ends"]) - mono_us))
+            if body["reason"] == "the compute of the lease is used up":
+                self.flop[subject] = max(self.flop.get(subject, 0), lease["upto_tflop"] * 10**12)
         return self.flop.get(subject, 0)
 
     def adopt(self, subject: str, lease: Json, entry: Json) -> None:
