@@ -1,6 +1,7 @@
 """``keyturn demo``: all of it, on this machine, from recordings, in a minute or two."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,6 @@ def _summary(told: Told) -> dict[str, object]:
         "audit": to_json(told.audit),
         "flip": {"path": told.flip.path, "seq": told.flip.seq, "offset": told.flip.offset},
         "forged": [to_json(report) for report in told.forged],
-        "switch": told.switch,
+        "switch": None if told.switch is None else asdict(told.switch),
         "forged_switch": [to_json(report) for report in told.forged_switch],
     }

@@ -143,7 +143,18 @@ class SwitchStory:
         observing = self.children.start(
             "gate", "keyturn-gate", "serve", *gate, "--state", self.work / "gate", "--notices", sockets / "notices"
         )
-        command = ("keyturn-agent", "run", *played, "--label", "leased", "--on-lease", "--loop", "1000", "--config", config)
+        command = (
+            "keyturn-agent",
+            "run",
+            *played,
+            "--label",
+            "leased",
+            "--on-lease",
+            "--loop",
+            "1000",
+            "--config",
+            config,
+        )
         agent = self.children.start("leased", *command)
         self._until("the agent to listen", (sockets / "exec").exists, agent)
         return agent, observing
