@@ -3,13 +3,16 @@
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from keyturn_agent.errors import DamagedError, StoreError, UnreachableError
 from keyturn_agent.ports import Answer, Random, Verifier
+from keyturn_agent.recall import Recall
 from keyturn_agent.retention import Retention
 from keyturn_agent.spool import Spool, Upload
+from keyturn_agent.trail import Older
 from keyturn_agent.uploader import (
     Ended,
     Keys,
@@ -22,8 +25,10 @@ from keyturn_agent.uploader import (
     judge,
     judge_head,
 )
+from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.checkpoint import open_checkpoint
 from keyturn_protocol.errors import ProtocolError
+from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.keys import VerifierKey
 from keyturn_protocol.note import Note, find, parse_note
 
@@ -32,6 +37,8 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT_EVERY_S = 60.0
 _READ_AGAIN_S = 5.0
 """Until a segment of our own is tried again that the disk didn't give back."""
+_FORGOTTEN = frozenset({ProblemCode.BAD_SIGNATURE, ProblemCode.UNKNOWN_LOG})
+"""What a verifier that went back says of a log whose opening, or whose key, it has forgotten."""
 _QUOTE_BYTES = 16 * 1024
 """A heartbeat quotes a larger note only with the log's own signature."""
 
@@ -63,6 +70,10 @@ class Courier:
         self._random = random
         self._jitter_s = jitter_s
         self._retention = retention
+        self._recall = Recall(verifier, receipt_key)
+        self._older: Sequence[Older] = ()
+        self._recall_at: float | None = None
+        """When there is a next exchange about older logs; None: it begins anew."""
         self._changed = threading.Condition()
         self._spool: Spool | None = None
         self._keys: Keys | None = None
@@ -81,16 +92,23 @@ class Courier:
     # -- for the daemon's thread
 
     def carry(
-        self, spool: Spool, node_key: VerifierKey, *, ask: bool, before: tuple[Spool, VerifierKey] | None = None
+        self,
+        spool: Spool,
+        node_key: VerifierKey,
+        *,
+        ask: bool,
+        before: tuple[Spool, VerifierKey] | None = None,
+        older: Sequence[Older] = (),
     ) -> None:
         """From here on upload this log, from the first entry that has no receipt.
 
+        :param older: the logs before it, which the verifier may have lost.
         :param before: a log, and its key, whose end the verifier has to take first.
         :param ask: first ask the verifier for its newest head of the log, see :attr:`asked`.
         """
         with self._changed:
             self._asked, self._told = not ask, False
-            self._next = None
+            self._next, self._older = None, older
             if before is not None:
                 self._next = (spool, node_key)
                 spool, node_key = before
@@ -100,7 +118,7 @@ class Courier:
 
     def _begin(self, spool: Spool, node_key: VerifierKey) -> None:
         self._spool, self._keys = spool, Keys(node_key, self._receipt_key)
-        self._progress = Progress(spool.receipted)
+        self._progress, self._recall_at = Progress(spool.receipted), None
 
     def start(self) -> None:
         self._thread.start()
@@ -190,15 +208,15 @@ class Courier:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._more and not self._stop:
-                    self._changed.wait()
+                while not self._more and not self._stop and (idle_s := self._idle_s()) != 0:
+                    self._changed.wait(idle_s)
                 if self._stop:
                     return
                 self._more = False
             while not self._ask():
                 self._pause(_READ_AGAIN_S)
             self._pause(self._random.fraction_ppm() / 1e6 * self._jitter_s)
-            while self._step():
+            while self._exchange():
                 pass
             with self._changed:
                 self._hurry = self._drains or self._more
@@ -214,17 +232,22 @@ class Courier:
             spool, keys = self._spool, self._keys
             if self._asked or self._stop or spool is None or keys is None:
                 return True
+        if not self._compare(spool, keys):
+            return False
+        with self._changed:
+            self._asked = True
+            self._changed.notify_all()
+        return True
+
+    def _compare(self, spool: Spool, keys: Keys) -> bool:
+        """Hold the verifier's newest head of the log against ours; returns False where our own can't be read."""
         try:
             outcome = judge_head(self._verifier.head(keys.node.name), keys, spool.root_at, spool.end)
             match outcome:
                 case RolledBack(why=why):
                     self._ask_to_leave(keys, "rollback", why)
                 case Resume(size=size):
-                    with self._changed:
-                        self._told = True
-                        if size < self._progress.position:
-                            # It lost what it had receipted, and needn't be sent something new to say so.
-                            self._progress = Progress(size)
+                    self._went_back(keys, size)
                 case Retry(why=why):
                     logger.warning("the verifier didn't say which head of this log it has: %s", why)
         except UnreachableError as error:
@@ -234,10 +257,62 @@ class Courier:
         except StoreError as error:
             self._fail(str(error), logging.ERROR, _READ_AGAIN_S)
             return False
-        with self._changed:
-            self._asked = True
-            self._changed.notify_all()
         return True
+
+    def _went_back(self, keys: Keys, size: int) -> None:
+        """The verifier has said how much it has; less than it receipted is sent again, before it is asked for."""
+        with self._changed:
+            if self._keys is not keys:
+                return
+            self._told = True
+            if size < self._progress.position:
+                self._progress, self._recall_at = Progress(size), None
+
+    # -- older logs
+
+    @property
+    def _held(self) -> bool:
+        """Whether this log waits for those before it: the verifier, which has nothing of it, takes them in order."""
+        with self._changed:
+            return self._recall.holds and not self._progress.position and not self._stop and self._leave is None
+
+    def _older_step(self) -> bool:
+        """One exchange about the logs before this one, if it is time; returns whether to go on."""
+        with self._changed:
+            if self._stop or self._leave is not None or self._keys is None:
+                return False
+            if self._recall_at is None:
+                number = parse_origin(self._keys.node.name).incarnation
+                self._recall.begin([one for one in self._older if parse_origin(one.key.name).incarnation < number])
+                self._recall_at = 0
+        if not self._recall.going_on or time.monotonic() < self._recall_at:
+            return False
+        wait_s = self._recall.step(self._random.fraction_ppm())
+        if wait_s:
+            self._fail(self._recall.why, logging.WARNING, wait_s)
+        with self._changed:
+            if self._recall_at is not None:
+                self._recall_at = time.monotonic() + wait_s
+        return not wait_s
+
+    def _wait_held(self) -> bool:
+        """Wait for the next exchange about older logs, where this one is held up by them; returns whether it is."""
+        if not self._held:
+            return False
+        self._pause(self._idle_s() or 0, firm=True)
+        return True
+
+    def _idle_s(self) -> float | None:
+        """Until the next exchange about older logs; None without one."""
+        if self._recall_at is None or not self._recall.going_on:
+            return None
+        return max(0.0, self._recall_at - time.monotonic())
+
+    def _exchange(self) -> bool:
+        """One exchange about older logs and one about this one, where there are any; returns whether to go on."""
+        older = self._older_step()
+        this = not self._held and self._step()
+        return older or this or self._wait_held()
 
     def _step(self) -> bool:
         """One exchange; returns whether to go on."""
@@ -310,6 +385,8 @@ class Courier:
             self._progress = progress
             if isinstance(outcome, Receipted | Resume):
                 self._last_error = None
+            if isinstance(outcome, Resume) and self._spool is not None and outcome.size < self._spool.receipted:
+                self._recall_at = None
             self._changed.notify_all()
         match outcome:
             case Receipted():
@@ -322,10 +399,12 @@ class Courier:
             case RolledBack(why=why):
                 self._ask_to_leave(keys, "rollback", why)
                 return
-            case Ended(why=why):
+            case Ended(code=code, why=why):
                 if progress.is_final(outcome):
                     self._ask_to_leave(keys, "rejected", why)
                     return
+                if code in _FORGOTTEN and self._older and (spool := self._spool) is not None:
+                    self._compare(spool, keys)
                 self._fail(why, logging.ERROR, wait_s)
         self._pause(wait_s)
 
@@ -341,12 +420,12 @@ class Courier:
             self._leave = Leave(keys.node.name, reason, why)
             self._changed.notify_all()
 
-    def _pause(self, seconds: float) -> None:
-        """Wait; the end of the process cuts it short, and a drain cuts the jitter but not a backoff."""
+    def _pause(self, seconds: float, *, firm: bool = False) -> None:
+        """Wait; the end of the process cuts it short, and a drain cuts the jitter but not a backoff (or ``firm``)."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while not self._stop and (left := deadline - time.monotonic()) > 0:
-                if self._hurry and not self._progress.failures:
+                if self._hurry and not self._progress.failures and not firm:
                     return
                 self._changed.wait(left)
 

@@ -308,7 +308,8 @@ class Daemon:
         )
 
     def _carry(self, *, ask: bool) -> None:
-        self._courier.carry(self._store.log.spool, self._store.log.key, ask=ask, before=self._store.before)
+        log = self._store.log
+        self._courier.carry(log.spool, log.key, ask=ask, before=self._store.before, older=self._store.older())
 
     def _say(self) -> None:
         self._said_s = self._real_s()

@@ -39,7 +39,7 @@ class Session:
         :raises UnreachableError: ``no_receipt``.
         """
         log = self.store.log
-        self._courier.carry(log.spool, log.key, ask=ask, before=self.store.before)
+        self._courier.carry(log.spool, log.key, ask=ask, before=self.store.before, older=self.store.older())
         self._courier.wait_asked(self._patience_s)
         told = not ask or self._courier.told
         if told and self._courier.leave() is None:

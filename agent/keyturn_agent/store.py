@@ -16,7 +16,7 @@ logs/<n>/     the log of incarnation n, see :mod:`~keyturn_agent.log`
 import fcntl
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -29,6 +29,7 @@ from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
 from keyturn_agent.spool import Spool
 from keyturn_agent.switch.pin import Pin
+from keyturn_agent.trail import Older, trail
 from keyturn_protocol.canonical import Record, UInt, decode, encode, fit_text
 from keyturn_protocol.entry_log import KeyRollBody, Previous, key_roll_message
 from keyturn_protocol.errors import ProtocolError
@@ -274,6 +275,10 @@ class Store:
     def before(self) -> tuple[Spool, VerifierKey] | None:
         """The log that ended with the newest key roll, and its key, while its end has no receipt."""
         return self._before
+
+    def older(self) -> Sequence[Older]:
+        """The logs before the newest one, oldest first."""
+        return trail(self.folder / "logs", bytes.fromhex(self.enrolment.public_key), self.log.name)
 
     def settle_keys(self) -> None:
         """Remove the old key once the end of its log is receipted."""

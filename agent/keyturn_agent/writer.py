@@ -235,7 +235,8 @@ class Writer:
         finally:
             # The files are the same; whoever uploads has to see those of the log that is open now.
             log = self._store.log
-            self._courier.carry(log.spool, log.key, ask=not self._courier.asked, before=self._store.before)
+            ask, before, older = not self._courier.asked, self._store.before, self._store.older()
+            self._courier.carry(log.spool, log.key, ask=ask, before=before, older=older)
         # What the failed write did leave on the disk is not written again.
         left = failed.held if failed.size < 0 else failed.held[size - failed.size :]
         self._failed = None

@@ -18,8 +18,15 @@ from keyturn_agent.spool import decompress
 from keyturn_protocol.api import JoinRequest, JoinResponse, ProblemCode, Trust, problem
 from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.checkpoint import Checkpoint
-from keyturn_protocol.cosignature import Cosignature, cosignature_line, ed25519_message
+from keyturn_protocol.cosignature import (
+    Cosignature,
+    cosignature_line,
+    ed25519_message,
+    parse_receipt,
+    verify_cosignature,
+)
 from keyturn_protocol.entries import Entry, parse_entry
+from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, Hash, LogName, deployment, log_origin, parse_origin, receipt_name
 from keyturn_protocol.keys import SignatureType, VerifierKey, parse_vkey
 from keyturn_protocol.merkle import root_of
@@ -70,6 +77,8 @@ class FakeVerifier:
         self.joined: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.said: list[bytes] = []
+        self.shown: bytes | None = None
+        """The receipt that came with the last segment."""
         self.bundle: bytes | None = None
         """What it serves as roots and policies."""
         self.interfere: Callable[[str, Answer], Answer] = lambda _, answer: answer
@@ -114,6 +123,7 @@ class FakeVerifier:
 
     def send_segment(self, frame: bytes, receipt: bytes | None = None) -> Answer:
         with self.lock:
+            self.shown = receipt
             return self._answer("segment", self._receive(decompress(frame)))
 
     def head(self, origin: str) -> Answer:
@@ -142,6 +152,14 @@ class FakeVerifier:
         signature = self.receipt_key.sign(ed25519_message(text, time_s))
         return cosignature_line(self.receipt_vkey, Cosignature(time_s, signature)).to_bytes()
 
+    def _shown(self, text: bytes) -> bytes | None:
+        """The receipt that was shown, if it is ours for this checkpoint."""
+        try:
+            verify_cosignature(text, parse_receipt(self.shown or b""), self.receipt_vkey)
+        except ProtocolError:
+            return None
+        return self.shown
+
     def _answer(self, call: str, answer: Answer) -> Answer:
         self.calls.append(call)
         return self.interfere(call, answer)
@@ -152,8 +170,10 @@ class FakeVerifier:
                 if parse_origin(origin).node_id == name.node_id}  # fmt: skip
         if name.incarnation in keys:
             return keys[name.incarnation].public_key
-        if earlier := [number for number in keys if number < name.incarnation]:
-            head = keys[max(earlier)]
+        if keys and max(keys) > name.incarnation:
+            return None
+        if keys:
+            head = keys[max(keys)]
             return head.public_key if head.chain.next_key is None else bytes.fromhex(head.chain.next_key)
         for origin, key in self.joined.items():
             if parse_origin(origin).node_id == name.node_id:
@@ -164,14 +184,14 @@ class FakeVerifier:
         segment = parse_segment(data)
         key = self._key_of(segment.name)
         log = self.logs.get(segment.origin)
-        if key is None or (log is None and segment.start):
+        if key is None or (log is None and segment.start and segment.name.incarnation == 1):
             return refusal(ProblemCode.UNKNOWN_LOG)
         if log is None:
             log = Log(new_head(segment.name, key))
         history = History(lambda start, end: log.segments.get((start, end)), lambda size: root_of(log.hashes[:size]))
         match decide(log.head, segment, data, history):
             case Accepted(head=head):
-                receipt = self.receipt(segment.note.text)
+                receipt = self._shown(segment.note.text) or self.receipt(segment.note.text)
                 log.head = Head(
                     head.name, head.public_key, head.frontier, head.chain, head.fold, head.note, receipt, None
                 )

@@ -53,6 +53,10 @@ class Host:
             **more,
         )
 
+    def clock(self, newest_us: int = 0) -> Clock:
+        """Of one more boot."""
+        return PatientClock(max(START_US, newest_us), self.random.uuid4())
+
     def run(
         self,
         recording: bytes | None = None,
@@ -63,13 +67,10 @@ class Host:
         checkpoint_s: int = 300,
         **settings: Any,
     ) -> bool:
-        def clock_from(newest_us: int) -> Clock:
-            return PatientClock(max(START_US, newest_us), self.random.uuid4())
-
         config = Config(
             jitter_s=0, drain_s=drain_s, checkpoint_us=checkpoint_s * 1_000_000, incarnation_s=600, **settings
         )
-        store, clock = Store.open(self.folder, clock_from, self.real_s)
+        store, clock = Store.open(self.folder, self.clock, self.real_s)
         try:
             source = ReplaySource(
                 parse_recording(steady_recording(60) if recording is None else recording),

@@ -21,6 +21,7 @@ from keyturn_agent.courier import Courier
 from keyturn_agent.daemon import Daemon
 from keyturn_agent.enroll import enroll
 from keyturn_agent.enrolment import parse_trust
+from keyturn_agent.last_words import roll_key
 from keyturn_agent.ports import Answer, Clock
 from keyturn_agent.recording import format_recording, parse_recording
 from keyturn_agent.retention import Retention
@@ -40,8 +41,8 @@ RUN_S: Final = 60
 class Hasty(Courier):
     """A courier that hardly waits between tries; everything else is the real one."""
 
-    def _pause(self, seconds: float) -> None:
-        super()._pause(min(seconds, 0.02))
+    def _pause(self, seconds: float, *, firm: bool = False) -> None:
+        super()._pause(min(seconds, 0.02), firm=firm)
 
 
 class Interrupted(HttpVerifier):
@@ -122,6 +123,11 @@ class Agent:
             return daemon.run()
         finally:
             store.close()
+
+    def roll(self, url: str) -> None:
+        """``keyturn-agent key-roll``, while the agent is stopped."""
+        way = HttpVerifier(url, self.timeout_s, "direct")
+        roll_key(self.folder, lambda _: way, SystemRandom(), 20, int(time.time()))
 
     def copy(self, folder: Path) -> "Agent":
         """The same host once more: what a cloned disk or a snapshot is."""

@@ -68,6 +68,39 @@ def test_a_verifier_that_was_put_back_is_told_again(
     record("faults", where, "database put back to a backup", expected=expected, seen=after.seen)
 
 
+@pytest.mark.parametrize("kept", range(1, 4 if LONG else 2))
+def test_a_verifier_that_lost_older_logs_of_a_host_too_is_told_again(tmp_path: Path, kept: int) -> None:
+    """One log is left, the next ends with a key roll. What is put back knows ``kept`` of three, the last in part."""
+    with on_file(tmp_path / "site") as (start, keep, restore):
+        with start() as verifier:
+            host = Agent(tmp_path / "host", verifier)
+            assert host.run()
+        before = host.copy(tmp_path / "before")
+        for number in range(1, 4):
+            if number == kept:
+                keep()
+            with start() as verifier:
+                url = verifier.client.url
+                assert host.run(url=url)
+                if number == 1:
+                    host.restore(before)
+                if number == 2:
+                    host.roll(url)
+                assert host.run(url=url)
+        assert read_status(host.folder).incarnation == 3
+        given = receipts(host.folder)
+        restore()
+        with start() as verifier:
+            assert host.run(url=verifier.client.url)
+            assert read_status(host.folder).incarnation == 3
+            expect = {FindingCode.VERIFIER_ROLLBACK, FindingCode.NEW_INCARNATION}
+            allow = {FindingCode.LOST_HEAD, *SILENCE}
+            after = check(verifier, tmp_path / "out", [host.folder], given=given, expect=expect, allow=allow)
+            assert after.report.logs == 3
+    record("faults", "verifier (SQLite)", "database put back to before further logs of a host",
+           expected="all of them again, in their order, with the same receipts", seen=after.seen)  # fmt: skip
+
+
 @pytest.mark.parametrize("further", ["host", "verifier"])
 def test_a_verifier_and_a_host_that_were_both_put_back(tmp_path: Path, further: str) -> None:
     """One of them to an older state than the other: what either still knows is lost by neither."""
