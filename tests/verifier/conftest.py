@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.table import LONG
 from tests.support.postgres import Postgres, any_server
 from tests.support.verifier import Database, Verifier
 
@@ -15,11 +16,13 @@ ON_BOTH = {
     *("test_switch", "test_switch_wait", "test_switch_leases", "test_switch_check"),
 }
 """Modules whose tests run on SQLite and on PostgreSQL; the others run on SQLite."""
+IF_LONG = {"test_switch_crash", "test_switch_sequences"}
+"""Those that run on both where there is time for it."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database" in metafunc.fixturenames:
-        both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH
+        both = metafunc.module.__name__.rpartition(".")[2] in (ON_BOTH | IF_LONG if LONG else ON_BOTH)
         metafunc.parametrize("database", ["sqlite", "postgres"] if both else ["sqlite"], indirect=True, scope="session")
 
 
