@@ -3,6 +3,7 @@
 ok    database: postgresql at schema 0003
 warn  receipts: no synchronous standby (synchronous_standby_names is empty): …
 ok    log: published
+ok    keys: those that the root in force names
 ok    totals: up to date
 """
 
@@ -13,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from keyturn_protocol.chips import chip_table
-from keyturn_verifier import state, translog
+from keyturn_verifier import estranged, keyfiles, state, translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db import durability
@@ -44,6 +45,7 @@ def examine(settings: Config, clock: Clock) -> Iterator[Line]:
             yield Line("ok", "database", f"{kind}, with this directory's keys and this version's schema")
             yield _receipts(connection, kind)
             yield _log(connection, clock())
+            yield _keys(connection, settings)
             yield _totals(connection)
     except DBAPIError as error:
         yield Line("fail", "database", str(error.orig))
@@ -64,6 +66,13 @@ def _log(connection: Connection, now_us: int) -> Line:
     if unpublished and now_us - head.time_us > _LATE_US:
         return Line("warn", "log", f"{unpublished} leaves are not published: is anything serving?")
     return Line("ok", "log", f"{head.size} leaves, {unpublished} of them not published yet")
+
+
+def _keys(connection: Connection, settings: Config) -> Line:
+    if estranged.in_force(connection) is None:
+        return Line("ok", "keys", "there is no root yet")
+    why = estranged.caution(connection, settings, keyfiles.load(settings.state, settings.deployment))
+    return Line("ok", "keys", "those that the root in force names") if why is None else Line("fail", "keys", why)
 
 
 def _totals(connection: Connection) -> Line:

@@ -75,9 +75,8 @@ class Leaser:
                 return there
             head = translog.head(connection)
             # What is long to catch up with isn't caught up with under the lock.
-            with self._switch.caught_up(connection, head.size):
-                pass
-        key = self._lease_key()
+            with self._switch.caught_up(connection, head.size) as switch:
+                self._lease_key(switch)
         with writing(self._engine) as connection:
             head = translog.lock(connection)
             one = self._find(connection, request)
@@ -87,6 +86,7 @@ class Leaser:
             time_us = max(self._clock(), head.time_us)
             group = party(connection, one.party, time_us - FRESH_US) if one.asked.body.hosts > 1 else [one]
             with _refusing(), self._switch.caught_up(connection, head.size, locked=True) as switch:
+                key = self._lease_key(switch)
                 decision = _Decision(switch, self._config.deployment, self._table, head.size, time_us)
                 leases = decision.of(connection, one, [each for each in group if _together(each, one)])
                 first = decision.first(one)
@@ -101,10 +101,15 @@ class Leaser:
             raise Refusal(ProblemCode.NOT_FOUND, what)
         return found
 
-    def _lease_key(self) -> keyfiles.SigningKey:
+    def _lease_key(self, switch: Switch) -> keyfiles.SigningKey:
+        """The key that the root in force names: what another one signs, every host throws away, and it would count."""
         keys = keyfiles.current(self._config.state, self._config.deployment, self._keys)
         if keys.lease is None:
             raise Refusal(ProblemCode.OVERLOADED, "this server has no lease.key; its operator has to copy it here")
+        standing = switch.standing
+        if standing is not None and standing.root.services.lease_vkey != str(keys.lease.public):
+            what = "this server's lease.key isn't the one that the root in force names; its operator has to replace it"
+            raise Refusal(ProblemCode.OVERLOADED, what)
         return keys.lease
 
     def _store(

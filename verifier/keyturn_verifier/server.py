@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from keyturn_protocol.api import ProblemCode
-from keyturn_verifier import config, keyfiles, service, state
+from keyturn_verifier import config, estranged, keyfiles, service, state
 from keyturn_verifier.app import create_app
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db import durability
@@ -63,8 +63,9 @@ def serve(
         engine = state.open_database(settings, migrating=True)
         try:
             with reading(engine) as connection:
-                if (why := durability.caution(connection)) is not None:
-                    log.warning("%s", why)
+                for why in (durability.caution(connection), estranged.caution(connection, settings, keys)):
+                    if why is not None:
+                        log.warning("%s", why)
             with bind(host, port) as listener:
                 # What was imported stays for good. A batch makes and drops many thousand values without cycles,
                 # and looking through all of them for cycles took a third of its time.

@@ -14,7 +14,7 @@ from keyturn_protocol.api import HEALTH, ProblemCode
 from keyturn_protocol.api_read import METRICS, READY
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.leaves import parse_leaf
-from keyturn_verifier import metrics, translog
+from keyturn_verifier import estranged, metrics, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db import durability
 from keyturn_verifier.db.engine import reading, writing
@@ -54,7 +54,7 @@ def router(service: Service) -> APIRouter:
         why = probe.why_not()
         if why is not None:
             raise Refusal(ProblemCode.OVERLOADED, why)
-        body = {"status": "ready"} | ({"warnings": [probe.caution]} if probe.caution is not None else {})
+        body = {"status": "ready"} | ({"warnings": probe.cautions} if probe.cautions else {})
         return Response(encode(body), media_type="application/json", headers=_NO_STORE)
 
     @routes.get(METRICS)
@@ -110,7 +110,7 @@ class _Probe:
         self._lock = threading.Lock()
         self._asked_s = -PROBE_S
         self._why: str | None = None
-        self.caution: str | None = None
+        self.cautions: list[str] = []
 
     def why_not(self) -> str | None:
         """Why this server isn't ready; None: it is."""
@@ -125,7 +125,8 @@ class _Probe:
         try:
             with reading(service.engine) as connection:
                 _, lag_s = publish_lag(connection, service.clock())
-                self.caution = durability.caution(connection)
+                about = durability.caution(connection), estranged.caution(connection, service.config, service.keys)
+                self.cautions = [each for each in about if each is not None]
             with suppress(_Undo), writing(service.engine) as connection:
                 connection.execute(update(tree_head).values(id=tree_head.c.id))
                 raise _Undo
