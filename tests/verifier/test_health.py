@@ -22,7 +22,7 @@ def metrics(verifier: Verifier) -> dict[str, float]:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = answer.body.decode().splitlines()
     for line in lines:
-        assert re.fullmatch(r"# (HELP|TYPE) .+|[a-z_]+(\{code=\"[a-z_]+\"\})? [0-9.e+]+", line), line
+        assert re.fullmatch(r"# (HELP|TYPE) .+|[a-z_]+(\{[a-z]+=\"[a-z_]+\"\})? [0-9.e+]+", line), line
     return {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if line[0] != "#"}
 
 

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from keyturn_protocol.api_switch import LeaseItem
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
+from keyturn_verifier.db.engine import writing
 from tests.support.node import Reply
 from tests.support.office import Office
 from tests.support.parties import BEGIN, DAY, SECOND, tier
 from tests.support.starter import Starter, hash_of, spec
 from tests.support.verifier import DEPLOYMENT, Database, Verifier
+from tests.verifier.test_health import metrics
 from tests.verifier.test_read import every
 
 
@@ -95,6 +98,34 @@ def test_used_and_outstanding_never_pass_the_budget(office: Office, verifier: Ve
     hosts[1].report(less, 0, "adopted")
     assert hosts[2].leased(run).upto_tflop == 350
     assert left() == 0
+
+
+def test_metrics_say_how_much_there_is(office: Office, verifier: Verifier, now: list[int]) -> None:
+    active = office.approved()
+    office.suspend(office.approved())
+    office.request()
+    host = Starter.enrolled(verifier, 0)
+    first = host.leased(active)
+    host.report(first, 0, "adopted")
+    host.report(host.leased(active), 0, "adopted")
+    said = {"request": 3, "decision": 6, "suspend": 1, "root": 1, "policy": 1}
+    expected = {f'keyturn_runs{{state="{state}"}}': 1.0 for state in ("active", "suspended", "pending")}
+    expected |= {f'keyturn_statements_total{{kind="{kind}"}}': float(count) for kind, count in said.items()}
+    expected |= {"keyturn_leases_open": 1.0, "keyturn_leases_issued_total": 2.0}
+    names = ("keyturn_runs", "keyturn_leases", "keyturn_statements")
+
+    def shown(of: Verifier) -> dict[str, float]:
+        return {name: value for name, value in metrics(of).items() if value and name.startswith(names)}
+
+    assert shown(verifier) == expected
+    now[0] += 3 * DAY
+    assert shown(verifier) == {name: value for name, value in expected.items() if name != "keyturn_leases_open"}
+    # What can't be read takes nothing else away.
+    with writing(verifier.engine) as connection:
+        connection.execute(text("UPDATE statement SET envelope = sha256"))
+    with Verifier(verifier.state.parent, clock=lambda: now[0]) as again:
+        assert shown(again) == {}
+        assert metrics(again)["keyturn_unpublished_leaves"] >= 0
 
 
 def test_hosts_of_a_group_get_their_leases_together_or_not_at_all(

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from keyturn_protocol.api import ProblemCode
+from keyturn_protocol.lifecycle import State
+from keyturn_protocol.statements import KINDS
+from keyturn_verifier.switch_state import Counts
 
 TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,6 +41,24 @@ class Metrics:
 def text(metrics: Metrics, batches: int, gauges: Mapping[str, tuple[float, str]]) -> bytes:
     """The exposition format; ``gauges``: values of the moment with what they mean."""
     return "".join(_lines(metrics, batches, gauges)).encode()
+
+
+def of_switch(counts: Counts) -> bytes:
+    """The start switch, in the exposition format; what there is none of is 0."""
+    return "".join(_of_switch(counts)).encode()
+
+
+def _of_switch(counts: Counts) -> Iterator[str]:
+    runs = {f'{{state="{state}"}}': counts.runs.get(state, 0) for state in State}
+    statements = {f'{{kind="{kind}"}}': counts.statements.get(kind, 0) for kind in KINDS}
+    for name, type_, help_, values in (
+        ("keyturn_runs", "gauge", "Runs by where they stand.", runs),
+        ("keyturn_leases_open", "gauge", "Leases under which a host may spend now.", {"": counts.leases_open}),
+        ("keyturn_leases_issued_total", "counter", "Leases in the verifier's log.", {"": counts.leases_issued}),
+        ("keyturn_statements_total", "counter", "Statements in the verifier's log, by kind.", statements),
+    ):
+        yield f"# HELP {name} {help_}\n# TYPE {name} {type_}\n"
+        yield from (f"{name}{label} {value}\n" for label, value in values.items())
 
 
 def _lines(metrics: Metrics, batches: int, gauges: Mapping[str, tuple[float, str]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from keyturn_verifier.permits import Permits
 from keyturn_verifier.rollup.keeper import Keeper
 from keyturn_verifier.rollup.reader import Totals
 from keyturn_verifier.rollup.sources import Sources
-from keyturn_verifier.switch_state import SwitchState
+from keyturn_verifier.switch_state import Counts, SwitchState
 from keyturn_verifier.taking import Taker
 from keyturn_verifier.watch import Watch
 from keyturn_verifier.webhooks import Webhooks
@@ -48,6 +48,14 @@ class Service:
         """What was wrong with what nodes said about their leases."""
         with self.switch.caught_up(connection, translog.head(connection).size):
             return [found for _, found in self.switch.findings()]
+
+    def counts(self, connection: Connection) -> Counts:
+        """How much there is of everything in the start switch.
+
+        :raises DamagedError: what is stored can't be folded.
+        """
+        with self.switch.caught_up(connection, translog.head(connection).size):
+            return self.switch.counts(self.clock())
 
     def said(self) -> None:
         """Something was said here: whoever waits for news of a run, or sends it on, looks at once."""

@@ -8,9 +8,10 @@ it is committed: a transaction that fails leaves nothing to undo.
 import heapq
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Select, select
 
@@ -21,6 +22,7 @@ from keyturn_protocol.findings import Finding, FindingCode, finding
 from keyturn_protocol.ids import Deployment, Origin
 from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leases import Asked
+from keyturn_protocol.lifecycle import State
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Root
 from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
@@ -50,6 +52,17 @@ _REPORTS: Final = select(
 ).join(log, log.c.id == lease_report.c.log_id)
 
 
+class Counts(NamedTuple):
+    """How many there are, in the log of this verifier."""
+
+    runs: Mapping[State, int]
+    leases_open: int
+    """Logs that may spend now, of each subject."""
+    leases_issued: int
+    statements: Mapping[str, int]
+    """By kind."""
+
+
 class SwitchState:
     """The switch, and at which leaf there was news of what. Any thread may ask."""
 
@@ -66,6 +79,8 @@ class SwitchState:
         self._authority = -1
         self._requests: list[tuple[int, str]] = []
         self._irregular: list[tuple[str, Finding]] = []
+        self._statements: Counter[str] = Counter()
+        self._leases = 0
 
     @contextmanager
     def caught_up(self, connection: Connection, size: int, *, locked: bool = False) -> Iterator[Switch]:
@@ -96,6 +111,17 @@ class SwitchState:
         with self._lock:
             return list(self._irregular)
 
+    def counts(self, at_us: int) -> "Counts":
+        """How much there is of everything, at the last leaf that this process caught up with."""
+        with self._lock:
+            accounts = (one for subject in self._switch.ledger.subjects.values() for one in subject.accounts.values())
+            return Counts(
+                Counter(self._switch.state_of(run, at_us) for run in self._switch.runs.values()),
+                sum(one.expires_us > at_us for one in accounts),
+                self._leases,
+                Counter(self._statements),
+            )
+
     def requests(self, after: int) -> list[tuple[int, str]]:
         """Leaf and hash of every request whose leaf is after one."""
         with self._lock:
@@ -118,6 +144,7 @@ class SwitchState:
         self._size = size
 
     def _statement(self, row: Any) -> None:
+        self._statements[row.kind] += 1
         envelope = parse_envelope(row.envelope)
         said = parse_payload(envelope.kind, envelope.payload)
         if isinstance(said, Replacement) and self._switch.standing is None:
@@ -138,6 +165,7 @@ class SwitchState:
         origin = Origin(row.origin)
         asked = Asked(origin, row.seq, row.boot_id, body, row.organisation, row.site, frozenset(), row.asked_leaf)
         first = lease.run is not None and self._switch.run_of(lease.run).started_us is None
+        self._leases += 1
         self._switch.grant(lease, row.sha256.hex(), asked, row.leaf, row.time_us)
         if first and lease.run is not None:
             self._news[lease.run] = row.leaf

@@ -65,6 +65,9 @@ def router(service: Service) -> APIRouter:
                 allow(service, connection, authorization, Right.METRICS)
             unpublished, lag_s = publish_lag(connection, service.clock())
             behind = rollup_lag(connection)
+            switch = b""
+            with suppress(DamagedError):  # the rest matters all the more then
+                switch = metrics.of_switch(service.counts(connection))
         gauges = {
             "keyturn_queue_bytes": (service.ingest.intake.budget.used, "Bytes of uploads that wait for an answer."),
             "keyturn_queue_limit_bytes": (service.config.limits.queue_bytes, "The most that may wait."),
@@ -72,9 +75,8 @@ def router(service: Service) -> APIRouter:
             "keyturn_rollup_lag_leaves": (behind, "Leaves whose segments each page of totals has to add by itself."),
             "keyturn_publish_lag_seconds": (lag_s, "Age of the oldest leaf that no checkpoint covers yet."),
         }
-        return Response(
-            metrics.text(service.metrics, service.ingest.batches, gauges), media_type=metrics.TYPE, headers=_NO_STORE
-        )
+        text = metrics.text(service.metrics, service.ingest.batches, gauges) + switch
+        return Response(text, media_type=metrics.TYPE, headers=_NO_STORE)
 
     return routes
 
