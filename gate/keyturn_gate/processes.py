@@ -56,6 +56,9 @@ def members(target: Target) -> list[int]:
     """The pids of a run's processes now; zombies are none."""
     if target.cgroup is not None:
         return sorted({pid for folder in _groups(Path(target.cgroup)) for pid in _procs(folder)})
+    if target.session == target.pid and _start(target.pid) not in (None, target.start):
+        # The kernel gives a session's number away only when nobody is left in it: this is somebody else's session.
+        return []
     return [
         pid for pid, session, start, alive in _stats() if session == target.session and start >= target.start and alive
     ]

@@ -6,8 +6,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from keyturn_gate import processes
+from keyturn_gate.messages import Target
 from tests.support.gates import JOB, Gate, Running, until
 
 Begin = Callable[..., Running]
@@ -184,3 +187,13 @@ def test_the_gate_itself_is_nobodys_run(served: Gate, begin: Begin, group: Path)
     finally:
         (group.parent / "cgroup.procs").write_text(str(served.process.pid))
     assert served.grant(run.target)["ok"]
+
+
+def test_a_session_whose_number_is_somebody_elses_by_now_is_left_alone(begin: Begin) -> None:
+    """The run that had it is over; who has it now began later, as what a run forks does."""
+    run = begin()
+    target = msgspec.convert(run.target, Target)
+    assert processes.members(target) != []
+    before = msgspec.structs.replace(target, start=target.start - 1)
+    assert processes.members(before) == []
+    assert not processes.some(before)
