@@ -239,6 +239,11 @@ class Daemon:
         """Write the usage that is open."""
         self._write(self._meter.flush())
 
+    @property
+    def writable(self) -> bool:
+        """Whether what is written now is in the log at once."""
+        return not self._writer.failed
+
     def _write(self, bodies: Sequence[Body]) -> None:
         self._writer.write(bodies)
 

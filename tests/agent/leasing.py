@@ -131,6 +131,8 @@ class Leasing(FakeVerifier):
             "charged_tflop": 0,
             "sequence": 0,
         }
+        if run is None:
+            fields["ttl_s"] = self.hall.switch.authority.policies[-1][2].allowance.lease_s
         fields |= self.terms | changes
         standing = self.hall.switch.standing
         assert standing is not None

@@ -19,6 +19,7 @@ from tests.agent.fakes import refusal
 from tests.agent.leasing import Leasing, LeasingHost, begun, enforced_host, leasing_host
 from tests.faults.table import LONG
 from tests.support.gates import gate, until
+from tests.support.parties import SECOND, scope
 
 long = pytest.mark.skipif(not LONG, reason="long: KEYTURN_FAULTS=long")
 QUICK = Stop(notice_s=1800, alone_s=3600, kill_s=1)
@@ -72,6 +73,41 @@ def test_verifier_that_answers_garbage_starts_nothing_and_is_asked_again(host: L
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (0, "started\n"), err
     assert (err.count("no lease yet"), left) == (len(answers), [])
+
+
+def test_the_permit_of_another_run_or_of_none_starts_nothing(host: LeasingHost) -> None:
+    """Approvals of one run don't start another, whatever the verifier answers, and whatever it leases."""
+    verifier = host.verifier
+    approved = verifier.approved()
+    verifier.hall.now_us = time.time_ns() // 1000 - 60 * SECOND
+    pending = verifier.hall.say(
+        verifier.hall.request(scope=scope(not_after_us=verifier.hall.now_us * 2), nonce="7" * 64), "lab-a/ada"
+    )
+    for shown in (None, approved):
+        served = Answer(200, "application/json", None, verifier.hall.bundle(shown))
+        answers = {"permit": served}
+        verifier.interfere = answers.get
+        status, out, err = host.ran("--run", pending, "--", "echo", "started")
+        assert (status, out) == (1, ""), err
+        assert "not this run's permit" in err
+    assert not any(isinstance(entry, Permit) for entry in host.entries())
+
+
+def test_agent_killed_and_verifier_away_a_suspension_that_was_heard_stops_the_run(folder: Path, library: Path) -> None:
+    verifier = Leasing(stop=QUICK)
+    with enforced_host(folder, library, verifier) as host:
+        run = verifier.approved()
+        process = begun(host, "--run", run)
+        soon = time.time_ns() // 1000 + 5 * SECOND
+        verifier.say(lambda hall: hall.suspend(run, "office/ivy", soon))
+        verifier.say(lambda hall: hall.suspend(run, "operator-b/eve", soon))
+        until(lambda: b"suspended by office/ivy, operator-b/eve" in (host.state / "leases.json").read_bytes())
+        host.kill()
+        verifier.interfere = lambda call, answer: Answer(503, "text/plain", 1, b"") if call == "permit" else answer
+        host.start()
+        assert process.communicate(timeout=30)[0] == "term\n"
+        until(lambda: host.leases()[-1].body.event == "final")
+        assert "suspended by" in (host.leases()[-1].body.reason or "")
 
 
 def test_verifier_away_exec_says_so_and_waits_as_long_as_it_is_told(host: LeasingHost) -> None:

@@ -58,6 +58,8 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "for other chips": {"chips": ["GPU-0"]},
     "for chips of somebody else": {"chips": [*CHIPS[:-1], "GPU-9"]},
     "for another run": {"run": "9" * 64},
+    "that lives longer than the policy lets it": {"ttl_s": 48 * 3600 + 1},
+    "for more than the run's budget": {"upto_tflop": 2**52},
     "from before the suspension": {"epoch": 0},
     "for types that nobody approved": {"dtypes": ["fp8"]},
     "for any type": {"dtypes": []},
@@ -101,7 +103,7 @@ def test_a_lease_under_which_nothing_is_left(place: Place) -> None:
 def test_an_allowance_of_another_organisation_or_lineage(place: Place) -> None:
     wanted = Wanted("allowance", None, "aurora", "lab", NODE, BOOT, NONCE, CHIPS)
     good = AllowanceName(kind="allowance", organisation="lab", lineage="aurora")
-    fields: dict[str, Any] = {"wanted": wanted, "run": None, "epoch": 0, "dtypes": []}
+    fields: dict[str, Any] = {"wanted": wanted, "run": None, "epoch": 0, "dtypes": [], "ttl_s": 3600}
     assert place.check(**fields, allowance=good).allowance == good
     for other in (
         AllowanceName(kind="allowance", organisation="other", lineage="aurora"),

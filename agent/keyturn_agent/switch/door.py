@@ -12,6 +12,8 @@ import queue
 import socket
 import struct
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,12 @@ from keyturn_protocol.values import SpecPart
 
 logger = logging.getLogger(__name__)
 
-_VISITORS: Final = 64
+_VISITORS: Final = 128
+_OF_A_USER: Final = 64
+"""So that one user who only knocks keeps nobody else out."""
+_FIRST_WORD_S: Final = 30
+"""Whoever has said nothing whole by then goes."""
+_BREATH_S: Final = 0.5
 _PART: Final = 65_536
 _MODE: Final = 0o666
 
@@ -38,6 +45,8 @@ class Visitor:
         self._socket = connection
         self.pid, self.uid = _peer(connection)
         self.closed = False
+        self.turn = threading.Semaphore(1)
+        """Taken while a line of this visitor waits to be heard: it says the next one after that."""
 
     def tell(self, message: ToExec) -> None:
         """Say something; a visitor that doesn't listen is dropped, and never waited for."""
@@ -73,7 +82,8 @@ class Door:
         """:raises UsageError: ``bad_setting``: nothing can listen there."""
         self.path = path
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
-        self._inside = 0
+        self._inside: Counter[int] = Counter()
+        self._open = True
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -87,12 +97,15 @@ class Door:
         threading.Thread(target=self._accept, name="door", daemon=True).start()
 
     def heard(self) -> Iterator[Heard]:
-        """What was said since the last time; never waits."""
-        while True:
+        """What was said since the last time, and nothing that is said meanwhile; never waits."""
+        for _ in range(self._heard.qsize()):
             try:
-                yield self._heard.get_nowait()
+                heard = self._heard.get_nowait()
             except queue.Empty:
                 return
+            if heard.message is not None:
+                heard.visitor.turn.release()
+            yield heard
 
     @property
     def waiting(self) -> bool:
@@ -100,6 +113,7 @@ class Door:
 
     def close(self) -> None:
         """Take no more visitors. Those inside see the end of the process."""
+        self._open = False
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -109,21 +123,39 @@ class Door:
     # -- threads
 
     def _accept(self) -> None:
-        while True:
+        while self._open:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._open:
+                    # Out of descriptors, say: the door stays, for those who come when there are some again.
+                    logger.error("%s: %s", self.path, error)
+                    time.sleep(_BREATH_S)
+                continue
             visitor = Visitor(connection)
-            with self._lock:
-                full = self._inside >= _VISITORS
-                self._inside += not full
-            if full:
+            if not self._let_in(visitor, connection):
                 visitor.tell(Refused(code="busy", detail="too many commands are being started", hint=None, retry=True))
                 visitor.close()
                 connection.close()
-                continue
+
+    def _let_in(self, visitor: Visitor, connection: socket.socket) -> bool:
+        with self._lock:
+            if self._inside[visitor.uid] >= _OF_A_USER or self._inside.total() >= _VISITORS:
+                return False
+            self._inside[visitor.uid] += 1
+        try:
             threading.Thread(target=self._attend, args=(visitor, connection), name="visitor", daemon=True).start()
+        except RuntimeError as error:
+            logger.error("%s: %s", self.path, error)
+            self._left(visitor)
+            return False
+        return True
+
+    def _left(self, visitor: Visitor) -> None:
+        with self._lock:
+            self._inside[visitor.uid] -= 1
+            # Users who aren't inside aren't remembered.
+            self._inside += Counter()
 
     def _attend(self, visitor: Visitor, connection: socket.socket) -> None:
         try:
@@ -136,13 +168,15 @@ class Door:
         finally:
             visitor.close()
             connection.close()
-            with self._lock:
-                self._inside -= 1
+            self._left(visitor)
             self._heard.put(Heard(visitor, None))
 
     def _read(self, visitor: Visitor, connection: socket.socket) -> None:
         data = b""
         fds: list[int] = []
+        patience: float | None = time.monotonic() + _FIRST_WORD_S
+        # Of the kernel, and not Python's: with that one, telling something would wait.
+        _wait_at_most(connection, _FIRST_WORD_S)
         try:
             while True:
                 text, end, rest = data.partition(b"\n")
@@ -151,13 +185,18 @@ class Door:
                         raise RefusedError("too_large", f"a line over {LINE_BYTES} bytes")
                     part, more, _, _ = socket.recv_fds(connection, _PART, FILES)
                     fds += more
-                    if not part or len(fds) > FILES:
+                    if not part or len(fds) > FILES or (patience is not None and time.monotonic() > patience):
                         return
                     data += part
                     continue
                 data = rest
                 given, fds = fds, []
-                self._heard.put(self._understand(visitor, text, given))
+                patience = None
+                _wait_at_most(connection, 0)
+                heard = self._understand(visitor, text, given)
+                # A visitor with more to say than is heard waits here, and nobody else does.
+                visitor.turn.acquire()
+                self._heard.put(heard)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -176,6 +215,11 @@ class Door:
             for fd in fds:
                 os.close(fd)
         return Heard(visitor, message, digests)
+
+
+def _wait_at_most(connection: socket.socket, seconds: int) -> None:
+    """How long a read waits; 0: for ever."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:

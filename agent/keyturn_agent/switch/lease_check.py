@@ -65,6 +65,7 @@ def check_lease(data: bytes, wanted: Wanted, opened: Opened, epoch: int, sequenc
     ):
         if want != have:
             raise _bad(f"for another {what} (expected {want}, got {have})")
+    _check_terms(lease, opened)
     if lease.sequence <= sequence:
         raise _bad(f"number {lease.sequence} of {lease_subject(lease)} was adopted before, up to {sequence}")
     if lease.upto_tflop * 10**12 <= charged_flop:
@@ -77,6 +78,16 @@ def check_lease(data: bytes, wanted: Wanted, opened: Opened, epoch: int, sequenc
         if lease.dtypes != sorted(run.scope.dtypes):
             raise _bad(f"for other data types (expected {run.scope.dtypes}, got {lease.dtypes})")
     return lease
+
+
+def _check_terms(lease: Lease, opened: Opened) -> None:
+    """That it lives no longer, and allows no more, than what was signed by the parties."""
+    run = opened.run
+    longest_s = opened.authority.policies[-1][2].allowance.lease_s if run is None else run.tier.lease_s
+    if lease.ttl_s > longest_s:
+        raise _bad(f"that lives longer than the policy lets it (expected at most {longest_s} s, got {lease.ttl_s})")
+    if run is not None and lease.upto_tflop > run.scope.budget_tflop:
+        raise _bad(f"for more than the run has (expected {run.scope.budget_tflop} TFLOP, got {lease.upto_tflop})")
 
 
 def check_run(run: Run, now_us: int) -> None:

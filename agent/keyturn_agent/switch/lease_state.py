@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
+from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, fit_text
 from keyturn_protocol.entry_switch import SPENT, LeaseKind, Lineage, SpecChecks
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lifecycle import Run
@@ -59,6 +59,27 @@ class Holding(Record, frozen=True, kw_only=True):
     drawn_us: Micros
 
 
+class Said(Record, frozen=True, kw_only=True):
+    """A :class:`Moment` as it is kept."""
+
+    at_us: UInt
+    why: Text
+    of_us: UInt
+
+
+class Bounds(Record, frozen=True, kw_only=True):
+    """What the permit of a run says of its end, as this host saw it last.
+
+    It holds until the permit is seen again: an agent that is started again, and reaches no verifier, stops all the
+    same. ``ends_us``: the end of the run's window, CLOCK_BOOTTIME.
+    """
+
+    said: Said | None
+    ends_us: UInt | None
+    grace_s: UInt
+    kill_s: UInt
+
+
 class Job(Record, frozen=True, kw_only=True):
     """One start of a command, as it is kept over restarts of the agent."""
 
@@ -76,6 +97,7 @@ class Job(Record, frozen=True, kw_only=True):
     asked: Asked | None
     lease: Holding | None
     place: Place | None
+    bounds: Bounds | None
     reported_us: Micros
     why: Text
 
@@ -152,6 +174,20 @@ def heard_stop(run: Run, before: Moment | None, last_leaf_us: int, now: Now) -> 
         return before
     notice_us = max(0, of_us - last_leaf_us)
     return Moment(now.mono_us + min(notice_us, max(0, of_us - now.time_us)), why, of_us)
+
+
+def bounds_of(run: Run | None, heard: Moment | None, now: Now, grace_s: int, kill_s: int) -> Bounds:
+    """What to keep of a permit."""
+    said = None if heard is None else Said(at_us=heard.at_us, why=fit_text(heard.why), of_us=heard.of_us)
+    ends_us = None if run is None else now.mono_us + max(0, run.scope.not_after_us - now.time_us)
+    return Bounds(said=said, ends_us=ends_us, grace_s=grace_s, kill_s=kill_s)
+
+
+def moved(before: Bounds | None, now: Bounds, least_us: int) -> bool:
+    """Whether bounds say something new; the end of a window that drifts with the wall clock, by less, doesn't."""
+    if before is None or before.ends_us is None or now.ends_us is None or abs(before.ends_us - now.ends_us) >= least_us:
+        return before != now
+    return msgspec.structs.replace(before, ends_us=now.ends_us) != now
 
 
 def _suspended(run: Run) -> str:

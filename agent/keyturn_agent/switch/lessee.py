@@ -33,7 +33,9 @@ from keyturn_agent.switch.lease_state import (
     Phase,
     Place,
     Stop,
+    bounds_of,
     heard_stop,
+    moved,
     stop_of,
 )
 from keyturn_agent.switch.metering import Metering
@@ -44,7 +46,7 @@ from keyturn_protocol.api import Problem
 from keyturn_protocol.canonical import fit_text, parse
 from keyturn_protocol.entries import Body
 from keyturn_protocol.entry_log import DegradedBody
-from keyturn_protocol.entry_switch import LeaseBody, LeaseGap, PermitBody
+from keyturn_protocol.entry_switch import LeaseBody, LeaseGap, PermitBody, check_permit
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.lease import Lease, lease_subject, parse_lease
 from keyturn_protocol.permit import Opened
@@ -74,6 +76,11 @@ class Hands(Protocol):
         """Write the usage that is open."""
         ...
 
+    @property
+    def writable(self) -> bool:
+        """Whether the log takes entries now; where the disk is full they wait, and nobody knows their place."""
+        ...
+
 
 @dataclass(slots=True)
 class _Live:
@@ -88,6 +95,8 @@ class _Live:
     opened: Opened | None = None
     heard: Moment | None = None
     stop: Stop | None = None
+    gated: bool = False
+    """Whether the gate may hold a grant of it, which has to end with it."""
     granted_us: int | None = None
     granted_lease: str | None = None
     again_us: int = 0
@@ -153,7 +162,9 @@ class Lessee:
         for job in self._left_over:
             if job.lease is None:
                 continue
-            self._live[job.job] = live = _Live(job)
+            self._live[job.job] = live = _Live(job, gated=job.place is not None)
+            if job.bounds is not None and (said := job.bounds.said) is not None:
+                live.heard = Moment(said.at_us, said.why, said.of_us)
             live.lease = self.metering.notes.get(job.lease.sha256)
             if live.lease is None:
                 raise StoreError("bad_state", f"lease {job.lease.sha256} is gone from {self._store.folder}", hint=LOST)
@@ -292,9 +303,12 @@ class Lessee:
             asked=None,
             lease=None,
             place=None,
+            bounds=None,
             reported_us=0,
             why="",
         )
+        # Nothing of it is written before it is known to be an entry.
+        check_permit(_permit(job, "0" * 64))
         self._live[job.job] = live = _Live(job, visitor=visitor, ask=ask, digests=digests)
         self._tell(live, Told(text="looking at the permit" if ask.kind == "run" else "looking at the policy"))
 
@@ -331,7 +345,11 @@ class Lessee:
                 )
             if answer.status != 200:
                 raise UnreachableError("permit", f"the verifier answered with HTTP {answer.status}")
-            return pin.open(answer.body)
+            opened = pin.open(answer.body)
+            if opened.bundle.run != run:
+                # The permit of another run, or of none, lets nothing be started.
+                raise RefusedError("bad_permit", f"not this run's permit (expected {run}, got {opened.bundle.run})")
+            return opened
 
         self._errands.run(f"permit {live.job.job}", errand)
 
@@ -367,18 +385,14 @@ class Lessee:
         """Ask for a lease in the log: what was asked for, and by whom, is signed before the verifier answers."""
         job = live.job
         nonce = secrets.token_hex(32)
-        body = PermitBody(
-            chips=job.chips,
-            group=job.group,
-            hosts=job.hosts,
-            kind=job.kind,
-            lineage=job.lineage,
-            nonce=nonce,
-            run=job.run,
-            spec=job.spec,
-        )
-        self._hands.write([body])
+        if self._hands.writable:
+            self._hands.write([_permit(job, nonce)])
         log = self._store.log
+        if not self._hands.writable:
+            # Whose place in the log nobody knows can't be shown to the verifier: it is asked anew once there is room.
+            self._again(live, "there is no room on the disk of this host")
+            live.renew_us = None if live.renew_us is None else live.again_us
+            return
         asked = Asked(origin=log.name.origin, seq=log.size - 1, nonce=nonce, mono_us=log.chain.mono_us)
         self._hands.checkpoint()
         self._hurry()
@@ -394,7 +408,8 @@ class Lessee:
         asked, log = live.job.asked, self._store.log
         if asked is None or asked.origin != log.name.origin:
             # The log was left for another one: what was asked in it counts for nothing.
-            self._write_permit(live)
+            if now.mono_us >= live.again_us:
+                self._write_permit(live)
             return
         if log.spool.receipted <= asked.seq or now.mono_us < live.again_us:
             return
@@ -405,6 +420,7 @@ class Lessee:
     def _answered(self, live: _Live, answer: Answer) -> None:
         """What the verifier says to a request for a lease."""
         now = self._now()
+        live.again_us = now.mono_us + _RETRY_S * _SECOND
         if answer.status == 200:
             self._adopt(live, answer.body)
             return
@@ -418,6 +434,7 @@ class Lessee:
             why = detail.partition(":")[0]
             if why == "too_late":
                 self._write_permit(live)
+                live.again_us = now.mono_us + _SECOND
                 return
             if live.lease is None:
                 raise RefusedError(why, f"no lease: {detail}", hint=f"keyturn explain {why}")
@@ -503,7 +520,7 @@ class Lessee:
             return
         live.token = ""
         try:
-            target = scope.target_of(visitor.pid)
+            target = scope.target_of(visitor.pid, visitor.uid)
         except RefusedError as error:
             _tell_refusal(visitor, error)
             self._refuse(live, error)
@@ -526,6 +543,7 @@ class Lessee:
         run = None if live.opened is None else live.opened.run
         spent_us = self._spent_us(live, live.lease, now)
         stop = stop_of(live.lease, live.job.lease.drawn_us, run, spent_us, now, live.heard)
+        stop = self._bounded(live, stop, now)
         live.stop = stop
         self._tell_stop(live, stop, now)
         if now.mono_us >= stop.at_us:
@@ -545,13 +563,23 @@ class Lessee:
             if live.job.place is not None and not scope.alive(_target(live.job.place)):
                 self._end(live, "the run ended")
 
+    def _bounded(self, live: _Live, stop: Stop, now: Now) -> Stop:
+        """Keep what the permit says of the end; until it is seen again, what was kept holds."""
+        kept = live.job.bounds
+        if live.opened is not None:
+            bounds = bounds_of(live.opened.run, live.heard, now, *self._times(live))
+            if moved(kept, bounds, _MOVE_US):
+                live.job = msgspec.structs.replace(live.job, bounds=bounds)
+                self._keep()
+        elif kept is not None and kept.ends_us is not None and kept.ends_us < stop.at_us:
+            return Stop(kept.ends_us, "the run's window ends")
+        return stop
+
     def _moved(self, live: _Live, now: Now) -> None:
         """The log was left for another, in which there is no lease: ask for one, and keep to the last stop meanwhile.
 
         That stop was computed at the peak of the chips, so that it holds whatever they do.
         """
-        if live.job.asked is None or live.job.asked.origin != self._store.log.name.origin:
-            self._write_permit(live)
         self._step_asking(live, now)
         if live.stop is not None and now.mono_us >= live.stop.at_us:
             self._stopped(live, live.stop)
@@ -608,7 +636,7 @@ class Lessee:
         )
         gate = self._gate
         if self._errands.run(f"gate {job.job}", lambda: gate.grant(grant)):
-            live.granted_us, live.granted_lease = stop.at_us, lease.sha256
+            live.granted_us, live.granted_lease, live.gated = stop.at_us, lease.sha256, True
 
     def _granted(self, live: _Live) -> None:
         """The chips are open: let the command begin."""
@@ -623,7 +651,8 @@ class Lessee:
     def _times(self, live: _Live) -> tuple[int, int]:
         """grace and kill, in seconds, of the policy that the lease stands on."""
         if live.opened is None:
-            return 0, 60
+            kept = live.job.bounds
+            return (0, 60) if kept is None else (kept.grace_s, kept.kill_s)
         if live.opened.run is not None:
             return live.opened.run.tier.grace_s, live.opened.run.policy.stop.kill_s
         policy = live.opened.authority.policies[-1][2]
@@ -665,7 +694,7 @@ class Lessee:
 
     def _step_ending(self, live: _Live, now: Now) -> None:
         """Wait until the gate has let go, so that what is left is charged; then say the last word."""
-        if self._gate is not None and live.granted_us is not None:
+        if self._gate is not None and live.gated:
             if now.mono_us < live.again_us or self._errands.busy(f"gate {live.job.job}"):
                 return
             live.again_us = now.mono_us + _SECOND // 2
@@ -728,10 +757,14 @@ class Lessee:
     def _done_permit(self, live: _Live, done: Done) -> None:
         now = self._now()
         if done.error is None:
+            # A verifier that has nothing new, and doesn't wait until it has, is asked at leisure.
+            live.news_us = now.mono_us + _SECOND
+            if done.value is None:
+                live.again_us = live.news_us
             self._seen(live, done.value)
             return
         live.news_us = live.again_us = now.mono_us + _RETRY_S * _SECOND
-        if isinstance(done.error, UnreachableError):
+        if not isinstance(done.error, RefusedError | ProtocolError):
             self._tell(live, Told(text=fit_text(f"the verifier doesn't answer: {done.error}; still waiting")))
             return
         raise done.error
@@ -746,9 +779,8 @@ class Lessee:
         if live.phase is Phase.ENDING:
             if isinstance(done.value, GateStatus):
                 self._saw(done.value)
-                if all(held.job != live.job.job for held in done.value.grants):
-                    live.granted_us = None
-            elif done.error is not None and live.granted_us is not None:
+                live.gated = any(held.job == live.job.job for held in done.value.grants)
+            elif done.error is not None and live.gated:
                 logger.error("%s", done.error)
             return
         if done.error is None:
@@ -756,6 +788,8 @@ class Lessee:
             return
         live.granted_us = None
         if live.phase is Phase.STARTING:
+            # What it may have kept all the same ends with the process that never begins.
+            live.gated = False
             raise done.error if isinstance(done.error, RefusedError) else RefusedError("gate", str(done.error))
         logger.error("%s", done.error)
 
@@ -849,6 +883,20 @@ class Lessee:
     def _tell(self, live: _Live, message: ToExec) -> None:
         if live.visitor is not None:
             live.visitor.tell(message)
+
+
+def _permit(job: Job, nonce: str) -> PermitBody:
+    """The entry that asks for a lease."""
+    return PermitBody(
+        chips=job.chips,
+        group=job.group,
+        hosts=job.hosts,
+        kind=job.kind,
+        lineage=job.lineage,
+        nonce=nonce,
+        run=job.run,
+        spec=job.spec,
+    )
 
 
 def _target(place: Place) -> Target:

@@ -19,6 +19,8 @@ from keyturn_agent.switch.gatelink import Target
 
 SCHEDULERS: Final = ("slurm", "k8s", "docker", "podman")
 """Owners whose group is the run: whatever else is in a job's task or a container is part of it."""
+_GROUPS: Final = 1_000
+"""Sub-groups that are looked into."""
 _SYSTEMD: Final = Path("/run/systemd/system")
 _OPTIONS: Final = frozenset({"rw", "ro", "xattr", "noprefix", "clone_children", "nsdelegate"})
 """What a mount of version 1 says beside its controllers."""
@@ -75,12 +77,19 @@ def hierarchies(cgroup: str, root: Path = PROC) -> list[Path]:
     return [folder for _, folder in sorted(found, key=lambda each: each[0])]
 
 
-def target_of(pid: int, root: Path = PROC) -> Target:
+def target_of(pid: int, uid: int, root: Path = PROC) -> Target:
     """What the gate is to stop, for the first process of a run.
 
+    :param uid: whose process it was when it connected. Its number may be somebody else's by now, who isn't to be
+        stopped in its place.
     :raises RefusedError: ``no_process``, ``no_place``: it has neither a group nor a session of its own.
     """
     try:
+        whose = re.search(
+            r"^Uid:\t\d+\t(\d+)\t", (root / str(pid) / "status").read_text("utf-8", "replace"), re.MULTILINE
+        )
+        if whose is None or int(whose[1]) != uid:
+            raise RefusedError("no_process", f"process {pid} isn't user {uid}'s any more")
         stat = (root / str(pid) / "stat").read_bytes()
         session = int(stat.rpartition(b")")[2].split()[3])
         start = start_time(stat)
@@ -105,8 +114,11 @@ def target_of(pid: int, root: Path = PROC) -> Target:
 def alive(target: Target, root: Path = PROC) -> bool:
     """Whether anything of a run is left."""
     if target.cgroup is not None:
-        folders = (Path(here) for here, _, _ in os.walk(target.cgroup))
-        return any(_read(folder / "cgroup.procs").strip() for folder in folders)
+        for number, (here, _, _) in enumerate(os.walk(target.cgroup)):
+            # Whoever makes more groups than that holds nobody up by it.
+            if number >= _GROUPS or _read(Path(here) / "cgroup.procs").strip():
+                return True
+        return False
     for path in root.iterdir():
         if path.name.isdigit():
             try:
