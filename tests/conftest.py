@@ -1,9 +1,12 @@
 """Fixtures of every area."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from tests.support.descriptors import descriptors
 from tests.support.optional import require
 from tests.support.paths import REPO, shared_folder
 
@@ -16,6 +19,19 @@ def _shared(part: str) -> Path:
         f"no folder {part} in the shared material (KEYTURN_SHARED names another place)",
     )
     return folder
+
+
+SLACK: Final = 32
+"""Descriptors that a module may leave behind: what lasts for the session, and connections that are kept for a while."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_descriptors() -> Iterator[None]:
+    """A process runs half of all tests, and may have 1024 descriptors: nobody lets go of too few."""
+    before = descriptors()
+    yield
+    left = descriptors() - before
+    assert left <= SLACK, f"{left} descriptors are open that weren't before this module"
 
 
 @pytest.fixture(scope="session")

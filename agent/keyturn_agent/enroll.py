@@ -19,7 +19,7 @@ from keyturn_agent import files
 from keyturn_agent.courier import Courier
 from keyturn_agent.enrolment import Enrolment, Pinned, format_enrolment, genesis
 from keyturn_agent.errors import RefusedError, UnreachableError
-from keyturn_agent.log import NodeLog
+from keyturn_agent.log import NodeLog, let_go
 from keyturn_agent.log_files import Opened
 from keyturn_agent.ports import Clock, Random, Signer, Stamp, Verifier
 from keyturn_agent.replace import show_statement
@@ -204,7 +204,8 @@ def _first_log(folder: Path, enrolment: Enrolment, clock: Clock) -> NodeLog:
         root_sha256 = enrolment.root_sha256
         body = genesis(signer.public_key, enrolment.source, enrolment.trust_sha256, root_sha256, None)
         log = NodeLog.create(place, name, signer, opened, body, stamp)
-    log.seal()
+    with let_go(log):
+        log.seal()
     return log
 
 

@@ -13,7 +13,8 @@ is no other way to open one.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -323,6 +324,16 @@ class NodeLog:
                 f"(expected {intended.start} or {intended.size} entries, got {self.spool.end})",
             )
         return intended
+
+
+@contextmanager
+def let_go(log: NodeLog) -> Iterator[None]:
+    """Close a log where what is done with it first fails."""
+    try:
+        yield
+    except BaseException:
+        log.close()
+        raise
 
 
 def _open_tail(folder: Path) -> int:

@@ -24,7 +24,7 @@ from keyturn_agent import files
 from keyturn_agent.enrolment import Enrolment, Pinned, genesis, parse_enrolment, parse_trust, pinned_by_root
 from keyturn_agent.errors import LOST, DamagedError, RefusedError, StoreError, UsageError
 from keyturn_agent.keyring import Keyring
-from keyturn_agent.log import NodeLog
+from keyturn_agent.log import NodeLog, let_go
 from keyturn_agent.log_files import Intended, Opened
 from keyturn_agent.ports import Clock, Signer, Stamp
 from keyturn_agent.spool import Spool
@@ -314,6 +314,11 @@ class Store:
             previous = Previous(origin=name.origin, size=size, root=root, reason="damaged")
             self._create(name.incarnation, previous, str(error), self.stamp(clock), now_s)
             return clock
+        with let_go(self.log):
+            return self._recovered(make_clock, now_s)
+
+    def _recovered(self, make_clock: Callable[[int], Clock], now_s: int) -> Clock:
+        """Go on with the log that was opened."""
         chain = self.log.chain
         # A genesis alone is no reason to hold a replay's clock: nothing was measured before it.
         clock = make_clock(chain.time_us if chain.size > 1 else 0)
@@ -337,7 +342,8 @@ class Store:
         opened = Opened(v=1, opened_s=now_s, reason=previous.reason, detail=fit_text(detail))
         folder = self.folder / "logs" / str(name.incarnation)
         self.log = NodeLog.create(folder, name, self._signer, opened, body, stamp)
-        self.log.seal()
+        with let_go(self.log):
+            self.log.seal()
 
     def _name(self, incarnation: int) -> LogName:
         return LogName(Deployment(self.enrolment.deployment), NodeId(self.enrolment.node_id), incarnation)

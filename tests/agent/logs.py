@@ -16,7 +16,7 @@ from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.ids import LogName
 from keyturn_protocol.keys import node_id_of
 from keyturn_protocol.merkle import Frontier
-from keyturn_protocol.segment import follow, parse_segment, start_of, verify_head
+from keyturn_protocol.segment import follow, node_key, parse_segment, start_of, verify_head
 from tests.agent.fakes import DEPLOYMENT
 
 BOOT = "00000000-0000-4000-8000-000000000001"
@@ -69,7 +69,7 @@ def check_log(folder: Path, signer: FileSigner) -> tuple[Entry, ...]:
     for start, end in ranges:
         assert start == state.size
         segment = parse_segment(decompress((folder / f"{start}-{end}.segment").read_bytes()))
-        verify_head(segment, NodeLog.open(folder, name, signer).key)
+        verify_head(segment, node_key(name.origin, signer.public_key))
         hashes = segment.leaf_hashes()
         frontier = frontier.extend(hashes)
         assert frontier.root() == segment.checkpoint.root

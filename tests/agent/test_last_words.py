@@ -17,6 +17,7 @@ from keyturn_protocol.entries import Genesis, KeyRoll, Retired, Usage
 from tests.agent.fakes import FakeVerifier, refusal, unreachable
 from tests.agent.hosts import START_S, Host
 from tests.agent.test_log import Crash, crash_at
+from tests.support.descriptors import descriptors
 
 
 @pytest.fixture
@@ -190,12 +191,13 @@ def test_a_crash_at_any_step_of_a_retirement_is_made_good(
     for number in count(1):
         host = Host(tmp_path / str(number), FakeVerifier())
         host.enroll()
-        ended = True
+        ended, open_files = True, descriptors()
         with crash_at(monkeypatch, number, half=False):
             try:
                 end(host, None)
             except Crash:
                 ended = False
+        assert descriptors() == open_files, "what failed lets go of its files"
         if again == "retire" or not finish(host):
             end(host, None)
         assert isinstance(host.verifier.entries()[-1], Retired)

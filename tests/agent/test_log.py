@@ -192,7 +192,9 @@ def test_entries_under_an_intended_head_are_never_dropped(tmp_path: Path, monkey
             NodeLog.open(copy, name_of(signer), signer)
         assert not (copy / "4-7.segment").exists()
         shutil.rmtree(copy)
-    assert NodeLog.open(folder, name_of(signer), signer).sealed == 7
+    again = NodeLog.open(folder, name_of(signer), signer)
+    assert again.sealed == 7
+    again.close()
     signer.check_one_head_a_size()
 
 

@@ -18,6 +18,7 @@ from keyturn_protocol.root import Services
 from keyturn_verifier import config, keyfiles, state
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import VerifierError
+from tests.support.descriptors import descriptors
 from tests.support.node import Node
 from tests.support.verifier import DEPLOYMENT, Served, Verifier, call, run
 
@@ -251,6 +252,21 @@ def test_a_missing_database_is_not_made_anew(folder: Path) -> None:
         assert made.returncode == 1
         assert "is not there" in made.stderr
     assert not (folder / "verifier.db").exists()
+
+
+def test_a_command_lets_go_of_the_database_however_it_ends(folder: Path, tmp_path: Path) -> None:
+    before = descriptors()
+    assert call("token", "list", "--state", folder).returncode == 0
+    assert call("export", "--state", folder, "--out", tmp_path / "out").returncode == 0
+    assert call("export", "--state", folder, "--out", tmp_path / "out").returncode == 1, "it is there already"
+    assert call("check", "--state", folder).returncode == 0
+    kept = (folder / "trust.json").read_bytes()
+    other = call("init", "--state", tmp_path / "other", "--deployment", DEPLOYMENT)
+    assert other.returncode == 0
+    (folder / "trust.json").write_bytes((tmp_path / "other" / "trust.json").read_bytes())
+    assert call("token", "list", "--state", folder).returncode == 1, "of another verifier"
+    (folder / "trust.json").write_bytes(kept)
+    assert descriptors() == before
 
 
 def test_the_lock_is_exclusive_and_goes_with_its_holder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from keyturn_protocol.tiles import (
     tiles_of,
 )
 from keyturn_verifier import state, translog
-from keyturn_verifier.db.engine import writing
+from keyturn_verifier.db.engine import reading, writing
 from tests.support.verifier import DEPLOYMENT, Verifier
 
 
@@ -124,7 +124,7 @@ def test_receipts_are_published_soon_and_at_the_end(verifier: Verifier) -> None:
         pass
     verifier.client.post(node.segment(node.usage(1)))
     verifier.__exit__()
-    with state.open_database(verifier.settings).connect() as connection:
+    with state.opened(verifier.settings) as engine, reading(engine) as connection:
         assert translog.published_size(connection) == 4
 
 

@@ -151,7 +151,7 @@ def _token_create(options: argparse.Namespace) -> None:
         value = getattr(options, flag)
         if not value or len(value) > TEXT_CHARS or not value.isprintable():
             raise UsageError(f"--{flag}: must be 1 to {TEXT_CHARS} printable characters")
-    with writing(state.open_database(config.load(options.state))) as connection:
+    with state.opened(config.load(options.state)) as engine, writing(engine) as connection:
         if joining:
             token = tokens.create_join(connection, options.organisation, options.site, hosts, now_us, expires_us)
         else:
@@ -160,7 +160,7 @@ def _token_create(options: argparse.Namespace) -> None:
 
 
 def _token_list(options: argparse.Namespace) -> None:
-    with reading(state.open_database(config.load(options.state))) as connection:
+    with state.opened(config.load(options.state)) as engine, reading(engine) as connection:
         rows = tokens.listed(connection)
     for row in rows:
         ends = f"revoked {_time(row.revoked_us)}" if row.revoked_us is not None else f"expires {_time(row.expires_us)}"
@@ -168,7 +168,7 @@ def _token_list(options: argparse.Namespace) -> None:
 
 
 def _token_revoke(options: argparse.Namespace) -> None:
-    with writing(state.open_database(config.load(options.state))) as connection:
+    with state.opened(config.load(options.state)) as engine, writing(engine) as connection:
         tokens.revoke(connection, options.id, wall_clock())
 
 
@@ -185,7 +185,8 @@ def _export(options: argparse.Namespace) -> None:
     from keyturn_verifier.export import export
 
     settings = config.load(options.state)
-    print(export(settings, state.open_database(settings), options.out, options.case, wall_clock))
+    with state.opened(settings) as engine:
+        print(export(settings, engine, options.out, options.case, wall_clock))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -200,7 +201,7 @@ def _check(options: argparse.Namespace) -> int:
             raise UsageError(f"--checkpoint: {error}") from None
     trust = keyfiles.load(settings.state, settings.deployment).trust(settings.deployment)
     found = 0
-    with reading(state.open_database(settings)) as connection:
+    with state.opened(settings) as engine, reading(engine) as connection:
         for difference in check(connection, trust, given, operators.load(settings.state)):
             print(difference, flush=True)
             found += 1

@@ -160,19 +160,33 @@ def open_database(settings: config.Config, *, migrating: bool = False) -> Engine
     :raises VerifierError: there is no such database, nothing is made in its place; or it is another verifier's.
     """
     engine = open_engine(settings.db)
-    path = None if is_postgres(engine) else engine.url.database
-    if path is not None and not Path(path).is_file():
-        raise VerifierError(f"the database {path} is not there", hint=DAMAGED)
-    if path is not None and not Path(path).stat().st_size:
-        # Migrating it would make a database that never was this verifier's.
-        raise VerifierError(f"the database {path} is empty, and was not when it was made", hint=DAMAGED)
-    if migrating:
-        migrate(engine)
-    else:
-        check(engine)
-    with reading(engine) as connection:
-        _is_ours(connection, settings)
+    try:
+        path = None if is_postgres(engine) else engine.url.database
+        if path is not None and not Path(path).is_file():
+            raise VerifierError(f"the database {path} is not there", hint=DAMAGED)
+        if path is not None and not Path(path).stat().st_size:
+            # Migrating it would make a database that never was this verifier's.
+            raise VerifierError(f"the database {path} is empty, and was not when it was made", hint=DAMAGED)
+        if migrating:
+            migrate(engine)
+        else:
+            check(engine)
+        with reading(engine) as connection:
+            _is_ours(connection, settings)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
+
+
+@contextmanager
+def opened(settings: config.Config) -> Iterator[Engine]:
+    """:func:`open_database` for as long as a command takes."""
+    engine = open_database(settings)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _is_ours(connection: Connection, settings: config.Config) -> None:
