@@ -158,12 +158,15 @@ def test_a_lease_that_is_used_up_stops_the_run_before_it_has_spent_more(folder: 
 
 
 def test_agent_killed_the_run_goes_on_and_is_charged_for_it(enforced: LeasingHost, verifier: Leasing) -> None:
+    """And its lease is renewed, so that an upgrade of the agent ends no run."""
+    verifier.terms = {"renew_s": 4}
     process = begun(enforced, "--lineage", "aurora")
     enforced.kill()
     assert process.poll() is None
     enforced.start()
     before = len(enforced.leases())
     until(lambda: len(enforced.leases()) > before + 1)
+    until(lambda: len([lease for lease in enforced.leases() if lease.body.event == "adopted"]) > 1)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "term\n"

@@ -174,6 +174,7 @@ class Lessee:
                 self._final(live, "the run ended while the agent was down")
             else:
                 logger.warning("job %s goes on under its lease", job.job[:16])
+                live.renew_us = _renew_us(job.lease, live.lease)
                 self._move(live, Phase.RUNNING)
         self._left_over = []
         self._keep()
@@ -492,7 +493,7 @@ class Lessee:
         # After this the lease is this host's, and is never adopted again.
         self._keep()
         self._report(live, "adopted", None)
-        live.renew_us = job.asked.mono_us + min(lease.renew_s, max(1, lease.ttl_s // 2)) * _SECOND
+        live.renew_us = _renew_us(holding, lease)
         if first:
             self._move(live, Phase.LEASED)
             live.token = secrets.token_hex(32)
@@ -897,6 +898,11 @@ def _permit(job: Job, nonce: str) -> PermitBody:
         run=job.run,
         spec=job.spec,
     )
+
+
+def _renew_us(holding: Holding, lease: Lease) -> int:
+    """When to ask for the next one."""
+    return holding.drawn_us + min(lease.renew_s, max(1, lease.ttl_s // 2)) * _SECOND
 
 
 def _target(place: Place) -> Target:
