@@ -244,7 +244,8 @@ def _withdraw(run: Run, logged: Logged, withdraw: Withdraw) -> Run:
         raise refuse(Why.NOT_ENTITLED, "only who suspended withdraws a suspension", got=withdraw.person)
     if run.stop_at_us is not None and logged.time_us >= run.stop_at_us:
         raise refuse(Why.TOO_LATE, "the suspension has taken effect: resuming takes the quorum")
-    return _event(replace(run, calls=tuple(one for one in run.calls if one is not call)), logged.hash)
+    calls = tuple(one for one in run.calls if one is not call)
+    return _event(replace(run, calls=calls), logged.hash, keep=(Revoke,))
 
 
 def _suspend(run: Run, standing: Standing, logged: Logged, suspend: Suspend) -> Run:
@@ -265,7 +266,7 @@ def _suspend(run: Run, standing: Standing, logged: Logged, suspend: Suspend) -> 
     call = Call(
         logged.hash, suspend.person, party.id, party.organisation, logged.time_us, wanted_us, max(wanted_us, notice_us)
     )
-    return _event(replace(run, calls=(*run.calls, call), epoch=run.epoch + 1), logged.hash)
+    return _event(replace(run, calls=(*run.calls, call), epoch=run.epoch + 1), logged.hash, keep=(Revoke,))
 
 
 def _propose(run: Run, standing: Standing, logged: Logged, proposal: Proposal) -> Run:
@@ -282,7 +283,7 @@ def _propose(run: Run, standing: Standing, logged: Logged, proposal: Proposal) -
                 vetoes = standing.party_of(proposal.person).class_ in run.tier.veto
                 if not vetoes and proposal.person != run.request.requester:
                     raise refuse(Why.NOT_ENTITLED, "neither has a veto nor asked for the run", got=proposal.person)
-                return _event(replace(run, scope=proposal.scope), logged.hash)
+                return _event(replace(run, scope=proposal.scope), logged.hash, keep=(Resume, Revoke))
             tier = max(tier, _tier(run.policy, proposal.scope, run.request), key=run.policy.tiers.index)
             _check_spec(proposal.spec, tier)
         case _:
@@ -317,9 +318,14 @@ def _decided(
             assert_never(statement)
 
 
-def _event(run: Run, digest: str) -> Run:
-    """The run after something that later proposals must answer; those that are open don't, and fall."""
-    return replace(run, after=(*run.after, digest)[-ANSWERED:], proposals={})
+def _event(run: Run, digest: str, keep: tuple[type[Proposal], ...] = ()) -> Run:
+    """The run after something that later proposals must answer; those that are open don't, and fall.
+
+    :param keep: kinds that stay open: what one person does alone, again and again, must not keep others from ending
+        the run, nor what only narrows from resuming it.
+    """
+    open_ = {k: v for k, v in run.proposals.items() if isinstance(v.statement, keep)}
+    return replace(run, after=(*run.after, digest)[-ANSWERED:], proposals=open_)
 
 
 def _tier(policy: Policy, scope: Scope, request: Request) -> Tier:

@@ -461,6 +461,40 @@ def test_a_new_suspension_voids_a_resumption_that_is_being_decided() -> None:
     refused(Why.DECIDED, lambda: world.agree(proposal, "office/ivy"), world)
 
 
+def test_narrowing_again_and_again_keeps_no_run_stopped() -> None:
+    """Else the suspender, who may narrow alone, would end every resumption that is being decided."""
+    world = World.begun(tiers=[TWO]).approved()
+    world.suspend("operator-b/eve")
+    world.wait(72 * 3600)
+    proposal = world.propose(Resume)
+    world.agree(proposal, "lab-a/bob")
+    the = the_run(world)
+    world.propose(Amend, "operator-b/eve", scope=changed(the.scope, chips=the.scope.chips - 1), spec=dict(the.spec))
+    world.agree(proposal, "office/ivy")
+    assert at(world) is State.APPROVED
+    assert the_run(world).scope.chips == the.scope.chips - 1
+
+
+def test_what_one_person_does_alone_keeps_no_run_from_being_revoked() -> None:
+    world = World.begun().approved()
+    proposal = world.propose(Revoke, "office/ivy")
+    world.agree(proposal, "lab-a/bob", "office/ivy")
+    the = the_run(world)
+    world.propose(Amend, "lab-a/ada", scope=the.scope, spec=dict(the.spec))
+    call = world.suspend("operator-b/fay")
+    world.withdraw("operator-b/fay", subject=call)
+    world.agree(proposal, "operator-b/eve")
+    assert at(world) is State.REVOKED
+
+
+def test_a_narrowing_ends_what_would_widen_again() -> None:
+    world = World.begun().approved()
+    the = the_run(world)
+    proposal = world.propose(Amend, scope=scope(budget_tflop=2 * 10**12), spec=dict(the.spec))
+    world.propose(Amend, "office/ivy", scope=changed(the.scope, chips=the.scope.chips - 1), spec=dict(the.spec))
+    refused(Why.DECIDED, lambda: world.agree(proposal, "lab-a/bob"), world)
+
+
 def test_a_resumption_of_what_is_not_suspended() -> None:
     world = World.begun().approved()
     refused(Why.NOT_SUSPENDED, lambda: world.propose(Resume), world)
