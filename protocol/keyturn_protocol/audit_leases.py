@@ -117,6 +117,10 @@ class Gathering:
         return Gathered(tuple(self.asks), tuple(self.words), charged, survivors)
 
 
+_Fields = tuple[str, str, str | None, str | None, tuple[str, ...]]
+"""What a lease repeats of the entry that it answers, but for the node and the nonce."""
+
+
 class LogOfLeases(Protocol):
     """What :class:`Taking` needs of a log's audit."""
 
@@ -138,8 +142,9 @@ class Taking:
         self._words = {origin: iter(log.gathered.words) for origin, log in logs.items()}
         self._next_ask: dict[str, Ask] = {}
         self._next_word: dict[str, Word] = {}
-        self._asked: dict[tuple[str, str], Asked] = {}
-        """Node and nonce → an entry that no lease has answered yet."""
+        self._asked: dict[tuple[str, str], dict[_Fields, list[Asked]]] = {}
+        """Node and nonce → entries that no lease has answered yet, oldest first, by what a lease repeats of them. A
+        host that says a nonce twice puts no verifier in the wrong."""
         self._missing: dict[str, Origin] = {parse_origin(origin).node_id: Origin(origin) for origin in missing}
         self._under: set[tuple[str, str]] = set()
 
@@ -154,9 +159,9 @@ class Taking:
                 self._next_ask[origin] = ask
                 break
             organisation, site = enrolment.organisation, enrolment.site
-            self._asked[enrolment.node_id, ask.body.nonce] = Asked(
-                origin, ask.seq, ask.boot_id, ask.body, organisation, site, ask.listed, leaf.index
-            )
+            asked = Asked(origin, ask.seq, ask.boot_id, ask.body, organisation, site, ask.listed, leaf.index)
+            said = self._asked.setdefault((enrolment.node_id, ask.body.nonce), {})
+            said.setdefault(_fields(ask.boot_id, ask.body), []).append(asked)
         while (word := self._next_word.pop(origin, None) or next(self._words[origin], None)) is not None:
             if word.seq >= size:
                 self._next_word[origin] = word
@@ -180,24 +185,54 @@ class Taking:
         kind = "run" if lease.allowance is None else lease.allowance.kind
         if kind != leaf.body.kind:
             raise ProtocolError(Code.BAD_LEASE, "of another kind than its leaf", expected=leaf.body.kind, got=kind)
-        asked = self._asked.pop((lease.node_id, lease.nonce), None)
-        if asked is None and lease.node_id in self._missing:
+        said = self._asked.get((lease.node_id, lease.nonce), {})
+        if not said and lease.node_id in self._missing:
             asked = _as_told(lease, self._missing[lease.node_id], leaf.index)
             switch.grant(lease, leaf.body.sha256, asked, leaf.index, leaf.time_us)
             return
-        if asked is None:
+        if not said:
             got = f"node {lease.node_id}, nonce {lease.nonce}"
             raise ProtocolError(Code.BAD_LEASE, "it answers no permit entry that an earlier leaf covers", got=got)
-        try:
-            switch.check_lease(lease, asked, leaf.index, leaf.time_us)
-        except ProtocolError:
-            # Whoever was granted it may have used it.
-            switch.grant(lease, leaf.body.sha256, asked, leaf.index, leaf.time_us)
-            raise
-        switch.grant(lease, leaf.body.sha256, asked, leaf.index, leaf.time_us)
+        fields = _fields_of(lease)
+        fields = fields if fields in said else next(iter(said))
+        open_asks = said.pop(fields)
+        at, wrong = _answered(switch, lease, open_asks, leaf)
+        # Also one that should never have been issued: whoever was granted it may have used it.
+        switch.grant(lease, leaf.body.sha256, open_asks[at], leaf.index, leaf.time_us)
+        if rest := open_asks[at + 1 :]:
+            said[fields] = rest
+        if not said:
+            del self._asked[lease.node_id, lease.nonce]
+        if wrong is not None:
+            raise wrong
 
     def _find(self, code: FindingCode, origin: str, detail: str, seq: int, time_us: int) -> None:
         self.findings.append(finding(code, origin, detail, seq=seq, from_us=time_us, to_us=time_us))
+
+
+def _answered(
+    switch: Switch, lease: Lease, asked: Sequence[Asked], leaf: LeaseLeaf
+) -> tuple[int, ProtocolError | None]:
+    """Which of the entries a lease answers: the first that it may; and what it breaks, if there is none."""
+    wrong = None
+    for at, one in enumerate(asked):
+        try:
+            switch.check_lease(lease, one, leaf.index, leaf.time_us)
+        except ProtocolError as error:
+            wrong = wrong or error
+        else:
+            return at, None
+    return 0, wrong
+
+
+def _fields(boot_id: str, body: PermitBody) -> _Fields:
+    return boot_id, body.kind, body.run, body.lineage, tuple(body.chips)
+
+
+def _fields_of(lease: Lease) -> _Fields:
+    kind = "run" if lease.allowance is None else lease.allowance.kind
+    lineage = None if lease.allowance is None else lease.allowance.lineage
+    return lease.boot_id, kind, lease.run, lineage, tuple(lease.chips)
 
 
 def _as_told(lease: Lease, origin: Origin, index: int) -> Asked:

@@ -9,7 +9,7 @@ from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.leases import Asked
 from keyturn_protocol.lifecycle import Run, State, state
-from keyturn_protocol.policy import Allowance
+from keyturn_protocol.policy import Allowance, Policy
 from keyturn_protocol.runs import Scope
 
 LEVEL = 0
@@ -46,8 +46,14 @@ def check_rules(
         raise refuse(Why.SITE, "the node lists no such chip that can be leased", got=missing[0])
     if run is not None:
         _check_run(run, lease, asked, charged_tflop, time_us)
-        return
-    policy_hash, policy = authority.policy_at(index)
+    else:
+        _check_allowance(*authority.policy_at(index), lease)
+    if lease.time_us != time_us:
+        # The lease's own time says until when its chips and what it allows count as taken.
+        raise refuse(Why.STALE, "of another time than its leaf", expected=time_us, got=lease.time_us)
+
+
+def _check_allowance(policy_hash: str, policy: Policy, lease: Lease) -> None:
     if lease.policy != policy_hash:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=policy_hash, got=lease.policy)
     _no_longer_than(policy.allowance.lease_s, lease)

@@ -128,6 +128,8 @@ class TestVerifier:
             ({"ttl_s": 48 * 3600 + 1}, "broken: lives longer"),
             ({"sequence": 1}, "stale: not the log's next lease"),
             ({"charged_tflop": 1}, "stale: not what was charged"),
+            # Expired before it was logged, it would take no chips, and nothing of an allowance.
+            ({"time_us": BEGIN}, "stale: of another time"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -195,6 +197,18 @@ class TestVerifier:
         site.leased(host, 20, epoch=1)
         refused(site, "suspended: the run is to stop")
 
+    def test_the_allowance_granted_again_and_again_by_leases_of_long_ago(self) -> None:
+        site = LeasedSite()
+        name = AllowanceName(kind="allowance", organisation="Example", lineage="aurora")
+        for seed in "ab":
+            host = site.host(seed)
+            host.ask_allowance(host.uuids, "aurora")
+            site.receive(host)
+            site.issue(
+                host, site.hall.switch.authority.policies[-1][2].allowance.lineage_tflop, allowance=name, time_us=1
+            )
+        refused(site, "stale: of another time")
+
     def test_a_lease_by_another_key(self) -> None:
         site = LeasedSite()
         site.issue(asked(site), 10, key=Key("mallory"))
@@ -249,6 +263,25 @@ class TestHosts:
         host.works().say(lease)
         site.receive(host)
         passes(site, FindingCode.LEASE_OVERRUN)
+
+    @pytest.mark.parametrize("other", [True, False], ids=["for_another_run", "for_the_same"])
+    def test_a_nonce_said_twice_puts_no_verifier_in_the_wrong(self, other: bool) -> None:
+        site = LeasedSite()
+        second = site.hall.approved() if other else site.run
+        site.catch_up()
+        host = site.host("a")
+        for run in (site.run, second):
+            host.nonces = 0
+            host.ask(host.uuids, run=run)
+        site.receive(host)
+        if other:
+            site.issue(host, 10, ttl_s=1)
+            site.now_s += 2
+            site.issue(host, 10, run=second)
+        else:
+            site.issue(host, 10)
+            site.issue(host, 20)
+        passes(site)
 
     def test_a_lease_of_another_node(self) -> None:
         site = LeasedSite()

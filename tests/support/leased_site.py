@@ -86,7 +86,7 @@ class LeasedSite(Site):
             "upto_tflop": upto,
             "ttl_s": 3600,
             "epoch": 0,
-            "time_us": self.now_s * SECOND,
+            "time_us": (self.now_s + 1) * SECOND,  # of its leaf
             "renew_s": 600,
         }
         subject = lease_subject(Lease(**{"sequence": 0, "charged_tflop": 0} | fields | changes))
