@@ -21,6 +21,7 @@ from keyturn_protocol.entry_switch import LeaseBody, PermitBody
 from keyturn_protocol.holds import Holds
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import Lease, lease_subject
+from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.policy import Allowance
 from keyturn_protocol.runs import Scope
 
@@ -193,7 +194,7 @@ class Ledger:
         diagnostics = lease.allowance is not None and lease.allowance.kind == "diagnostics"
         if not diagnostics and held + len(lease.chips) > limits.chips:
             raise refuse(Why.TOO_MANY_CHIPS, "too many at once", expected=limits.chips, got=held + len(lease.chips))
-        left = self.available_tflop(lease, origin, limits, at_us)
+        left = min(self.available_tflop(lease, origin, limits, at_us), MAX_INT - own.charged_tflop)
         if lease.upto_tflop - own.charged_tflop > left:
             expected = f"<= {own.charged_tflop + left} TFLOP"
             raise refuse(Why.EXHAUSTED, "more than is left", expected=expected, got=lease.upto_tflop)

@@ -80,6 +80,18 @@ def test_what_came_in_by_itself_is_as_it_has_to_be(office: Office, tmp_path: Pat
     assert {f.code for f in seen.findings} == {"lease_rollback", "lease_unknown"}
 
 
+def test_a_host_that_says_a_nonce_twice_puts_no_verifier_in_the_wrong(office: Office, tmp_path: Path) -> None:
+    run, host = office.approved(), Starter.enrolled(office.verifier, 9)
+    seqs = [
+        host.ask(run, nonce="7" * 64, chips=host.uuids[:1]),
+        host.ask(None, nonce="7" * 64, chips=host.uuids[1:]),
+    ]
+    for seq in seqs:
+        host.opened(host.get(seq))
+    assert differences(office) == []
+    assert audited(office, tmp_path / "out").contradictions == ()
+
+
 def test_an_insider_with_sql_is_found(office: Office) -> None:
     for change, named in (
         ("UPDATE statement SET run = NULL WHERE kind = 'suspend'", "statement: statements: run"),

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from sqlalchemy import text
 
-from keyturn_protocol.api_switch import LeaseItem
+from keyturn_protocol.api import FindingItem
+from keyturn_protocol.api_switch import LEASES, LeaseItem, LeaseRequest, RunItem
+from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
+from keyturn_verifier import leasing, switch_state
 from keyturn_verifier.db.engine import writing
 from tests.support.node import Reply
 from tests.support.office import Office
@@ -204,3 +208,58 @@ def test_a_spec_that_the_host_has_to_check(verifier: Verifier) -> None:
     run, host = office.approved(), Starter.enrolled(verifier, 0)
     refused(host.get(host.ask(run, spec=spec(argv="declared"))), "unverified")
     assert host.leased(run, spec=spec(argv="verified")).run == run
+
+
+def test_a_host_that_reports_any_number_hides_no_run(office: Office, verifier: Verifier, now: list[int]) -> None:
+    run, other = office.approved(), office.approved()
+    host = Starter.enrolled(verifier, 0)
+    lease = host.leased(run)
+    host.node.append(structs.replace(host.says(lease, 0, "adopted"), charged_flop="9" * 70))
+    host.send()
+    token = verifier.reader_token()
+    assert {item.run for item in every(verifier.client, "/v1/runs", token, RunItem, 10)} == {run, other}
+    assert len(every(verifier.client, "/v1/leases", token, LeaseItem, 10)) == 1
+    assert office.view(run).state == "exhausted"
+    host.report(lease, 0, "final")
+    # Its own account of the allowance can't be written down any more, and nobody answers for that with an error.
+    free = host.leased(None)
+    host.node.append(structs.replace(host.says(free, 0, "adopted"), charged_flop="9" * 70))
+    host.send()
+    now[0] += 40 * DAY
+    refused(host.get(host.ask(None)), "exhausted")
+
+
+def test_what_one_host_says_of_its_leases_does_not_fill_the_memory(
+    office: Office, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switch_state, "IRREGULAR", 3)
+    run = office.approved()
+    hosts = [Starter.enrolled(verifier, number) for number in range(2)]
+    lease = hosts[0].leased(run)
+    for _ in range(5):
+        hosts[1].node.append(hosts[1].says(lease, 1))
+    hosts[1].send()
+    hosts[0].report(lease, 2, "adopted")
+    hosts[0].report(lease, 1)
+    found = every(verifier.client, "/v1/findings", verifier.reader_token(), FindingItem, 100)
+    assert [f.code for f in found if f.origin == hosts[1].node.origin].count("lease_unknown") == 3
+    assert [f.code for f in found if f.origin == hosts[0].node.origin].count("lease_rollback") == 1
+
+
+def test_an_entry_that_asks_no_more_never_takes_the_lock(
+    office: Office, verifier: Verifier, now: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may ask about it, as often as they like."""
+    run, host = office.approved(), Starter.enrolled(verifier, 0)
+    old, new = host.ask(run), host.ask(run)
+    monkeypatch.setattr(leasing, "writing", None)
+    refused(host.get(old), "stale")
+    now[0] += 601 * SECOND
+    refused(host.get(new), "too_late")
+
+
+@pytest.mark.parametrize("origin", ["a\0b", "é", "keyturn.example.org/node/x"])
+def test_an_origin_that_no_log_has(office: Office, verifier: Verifier, origin: str) -> None:
+    body = encode_record(LeaseRequest(origin=origin, seq=2**53 - 1))
+    answer = verifier.client.request("POST", LEASES, body, content_type="application/json")
+    assert answer.code == "not_found", answer

@@ -19,7 +19,7 @@ from keyturn_verifier.db.rows import Row
 from keyturn_verifier.db.switch_tables import lease_issued, lease_report, opening
 from keyturn_verifier.db.tables import log
 from keyturn_verifier.differences import Difference, by_key, plain
-from keyturn_verifier.lease_requests import every
+from keyturn_verifier.lease_requests import Waiting, every
 
 _ISSUED = ("leaf", "sha256", "kind", "time_us", "log_id", "seq", "run")
 
@@ -30,7 +30,10 @@ class Leases:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._rows = {row.leaf: row for row in connection.execute(select(lease_issued))}
-        self._asked = {(one.node_id, one.asked.body.nonce): one for one in every(connection)}
+        self._asked: dict[tuple[str, str], dict[tuple[int, int], Waiting]] = {}
+        for one in every(connection):
+            said = self._asked.setdefault((one.node_id, one.asked.body.nonce), {})
+            said[one.log_id, one.asked.seq] = one
         self._reports: dict[int, list[Any]] = {}
         query = select(lease_report, log.c.origin).join(log, log.c.id == lease_report.c.log_id)
         for row in connection.execute(query.order_by(lease_report.c.seq)):
@@ -59,9 +62,10 @@ class Leases:
             if signed.hash != digest or switch.standing is None:
                 raise ProtocolError(Code.BAD_LEASE, "not the lease that the verifier's log names")
             lease = open_lease(bytes(row.note), parse_vkey(switch.standing.root.services.lease_vkey))
-            one = self._asked.get((lease.node_id, lease.nonce))
-            if one is None:
+            said = self._asked.get((lease.node_id, lease.nonce))
+            if said is None:
                 raise ProtocolError(Code.BAD_LEASE, "it answers no entry that is here", got=lease.node_id)
+            one = said.get((row.log_id, row.seq)) or next(iter(said.values()))
             values = (one.log_id, one.asked.seq, lease.run)
             self._take(switch, leaf, one.asked, bytes(row.note))
         except (ProtocolError, ValueError) as error:

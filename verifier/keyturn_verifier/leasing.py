@@ -5,7 +5,7 @@ twice. What a lease may be is for :mod:`keyturn_protocol.lease_rules` and the le
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from keyturn_protocol.api_switch import LeaseRequest
 from keyturn_protocol.authority import Refused, Why, refuse
 from keyturn_protocol.charging import peak_tflop_s
 from keyturn_protocol.chips import ChipTable
+from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, Origin, parse_origin
 from keyturn_protocol.lease import AllowanceName, Lease, format_lease, lease_hash, lease_subject, lease_text
 from keyturn_protocol.lease_rules import limits_of
@@ -75,8 +76,10 @@ class Leaser:
                 return there
             head = translog.head(connection)
             # What is long to catch up with isn't caught up with under the lock.
-            with self._switch.caught_up(connection, head.size) as switch:
+            with _refusing(), self._switch.caught_up(connection, head.size) as switch:
                 self._lease_key(switch)
+                # Anybody may ask about an entry: what no time makes good never takes the lock.
+                _check_asked(connection, one, max(self._clock(), head.time_us))
         with writing(self._engine) as connection:
             head = translog.lock(connection)
             one = self._find(connection, request)
@@ -95,7 +98,9 @@ class Leaser:
         return next(each.note for each in granted if each.of.log_id == one.log_id)
 
     def _find(self, connection: Connection, request: LeaseRequest) -> Waiting:
-        found = waiting(connection, request.origin, request.seq)
+        found = None
+        with suppress(ProtocolError):  # a text that no log is named by is no question for a database
+            found = waiting(connection, parse_origin(request.origin).origin, request.seq)
         if found is None:
             what = f"no entry {request.seq} of {request.origin[:255]} that asks for a lease was received"
             raise Refusal(ProblemCode.NOT_FOUND, what)
@@ -187,19 +192,8 @@ class _Decision:
 
         :raises Refused: why not.
         """
-        asked = one.asked
-        if self.time_us - one.time_us > FRESH_US:
-            raise refuse(Why.TOO_LATE, "asked too long ago: write another entry", expected=f"<= {FRESH_US} µs")
-        if one.ended:
-            raise refuse(Why.STALE, "the log takes nothing more", got=asked.origin)
-        if asked.boot_id != one.boot_id:
-            raise refuse(Why.STALE, "asked in an earlier boot", expected=one.boot_id, got=asked.boot_id)
-        if newest_seq(connection, one) != asked.seq:
-            raise refuse(Why.STALE, "the node asked again since", got=f"entry {asked.seq}")
-        name = parse_origin(asked.origin)
-        if newest_incarnation(connection, name.node_id) != name.incarnation:
-            raise refuse(Why.STALE, "the node has left this log", got=asked.origin)
-        draft = self._draft(one)
+        _check_asked(connection, one, self.time_us)
+        asked, draft = one.asked, self._draft(one)
         least = structs.replace(draft, upto_tflop=draft.charged_tflop + 1)
         self.switch.check_lease(least, asked, self.index, self.time_us)
         peak_tflop_s(one.chips, draft.dtypes, self.table)
@@ -308,6 +302,25 @@ class _Decision:
             for origin, account in ({} if found is None else found.accounts).items()
             if account.open and self.time_us < min(account.expires_us, account.heard_us + SILENT_US)
         }
+
+
+def _check_asked(connection: Connection, one: Waiting, time_us: int) -> None:
+    """Whether an entry still asks, whatever people said; once it doesn't, it never will.
+
+    :raises Refused: ``too_late``, ``stale``.
+    """
+    asked = one.asked
+    if time_us - one.time_us > FRESH_US:
+        raise refuse(Why.TOO_LATE, "asked too long ago: write another entry", expected=f"<= {FRESH_US} µs")
+    if one.ended:
+        raise refuse(Why.STALE, "the log takes nothing more", got=asked.origin)
+    if asked.boot_id != one.boot_id:
+        raise refuse(Why.STALE, "asked in an earlier boot", expected=one.boot_id, got=asked.boot_id)
+    if newest_seq(connection, one) != asked.seq:
+        raise refuse(Why.STALE, "the node asked again since", got=f"entry {asked.seq}")
+    name = parse_origin(asked.origin)
+    if newest_incarnation(connection, name.node_id) != name.incarnation:
+        raise refuse(Why.STALE, "the node has left this log", got=asked.origin)
 
 
 def _signed(lease: Lease, key: keyfiles.SigningKey) -> bytes:

@@ -22,6 +22,7 @@ from keyturn_protocol.dsse import parse_envelope
 from keyturn_protocol.ids import Origin
 from keyturn_protocol.lease import lease_subject, parse_lease
 from keyturn_protocol.lifecycle import Run, State, progress
+from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.quorum import tally
 from keyturn_protocol.root import Standing
 from keyturn_protocol.runs import Decision, Request
@@ -86,7 +87,7 @@ def view(
         ended=None
         if run.ended is None
         else EndedItem(time_us=run.ended.time_us, sha256=run.ended.hash, why=run.ended.why),
-        committed_tflop=switch.ledger.committed_tflop(run.hash),
+        committed_tflop=_shown(switch.ledger.committed_tflop(run.hash)),
         left_tflop=max(0, run.scope.budget_tflop - switch.ledger.committed_tflop(run.hash)),
         leases=_open_leases(switch, run.hash, at_us),
         leased_chips=switch.ledger.chips_held(run.hash, at_us),
@@ -95,6 +96,11 @@ def view(
         events=events,
         findings=list(findings),
     )
+
+
+def _shown(tflop: int) -> int:
+    """A host may report any number; no other run is hidden because one doesn't fit."""
+    return min(tflop, MAX_INT)
 
 
 def _fields(switch: Switch, run: Run, index: int, at_us: int) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def _fields(switch: Switch, run: Run, index: int, at_us: int) -> dict[str, Any]:
         "tier": run.tier.name,
         "state": now,
         "budget_tflop": run.scope.budget_tflop,
-        "charged_tflop": switch.ledger.charged_tflop(run.hash),
+        "charged_tflop": _shown(switch.ledger.charged_tflop(run.hash)),
         "chips": run.scope.chips,
         "decide_by_us": run.time_us + run.tier.decide_s * _SECOND if now is State.PENDING else None,
         "start_by_us": run.permit.start_by_us if waiting and run.permit is not None else None,
@@ -190,7 +196,7 @@ def lease_item(switch: Switch, row: Any, at_us: int) -> LeaseItem:
         sequence=lease.sequence,
         chips=len(lease.chips),
         upto_tflop=lease.upto_tflop,
-        charged_tflop=account.charged_tflop,
+        charged_tflop=_shown(account.charged_tflop),
         expires_us=expires_us,
         heard_us=account.heard_us,
         open=at_us < expires_us and any(grant.hash == sha256 for grant in account.open),

@@ -52,6 +52,11 @@ _REPORTS: Final = select(
 ).join(log, log.c.id == lease_report.c.log_id)
 
 
+IRREGULAR: Final = 1_000
+"""So many findings about leases are kept of one log, the first ones: a host can write as many as it likes, and an audit
+has them all."""
+
+
 class Counts(NamedTuple):
     """How many there are, in the log of this verifier."""
 
@@ -81,6 +86,7 @@ class SwitchState:
         self._irregular: list[tuple[str, Finding]] = []
         self._statements: Counter[str] = Counter()
         self._leases = 0
+        self._irregular_of: Counter[Origin] = Counter()
 
     @contextmanager
     def caught_up(self, connection: Connection, size: int, *, locked: bool = False) -> Iterator[Switch]:
@@ -172,7 +178,11 @@ class SwitchState:
 
     def _report(self, row: Any) -> None:
         body: LeaseBody = parse(row.body, LeaseBody)
-        for code, detail in self._switch.report(Origin(row.origin), row.seq, body, row.leaf, row.time_us):
+        origin = Origin(row.origin)
+        for code, detail in self._switch.report(origin, row.seq, body, row.leaf, row.time_us):
+            self._irregular_of[origin] += 1
+            if self._irregular_of[origin] > IRREGULAR:
+                return
             at_us = row.said_us
             found = finding(FindingCode(code), row.origin, detail, seq=row.seq, from_us=at_us, to_us=at_us)
             self._irregular.append((body.lease, found))
