@@ -23,7 +23,7 @@ from tests.support.parties import envelope
 from tests.support.starter import Starter, hash_in
 from tests.support.verifier import Database, FolderReader, Served, Verifier, call
 
-ROUNDS = 30 if LONG else 2
+ROUNDS = 30 if LONG else 1
 ANSWERS = 20
 """So many are awaited before each kill."""
 HOSTS, BUDGET = 3, 1_000
