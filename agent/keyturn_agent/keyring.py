@@ -113,7 +113,11 @@ class Keyring:
                 hint=f"a sealed key is there for the service only (LoadCredentialEncrypted= in its unit); else {LOST}",
             )
         raise StoreError(
-            "bad_state", f"{self._folder}/key is not the key of this log (expected {public_key})", hint=LOST
+            "bad_state",
+            # Which of them was changed can't be told from here.
+            f"{self._folder}/key is not the key of this log, which {self._folder}/config.json or rolled.json names "
+            f"(expected {public_key})",
+            hint=LOST,
         )
 
     def _read(self) -> Rolled | None:
