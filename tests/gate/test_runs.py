@@ -1,7 +1,6 @@
 """Runs that a gate stops, in sessions and in cgroups; and a gate that is killed or upgraded on the way."""
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -158,7 +157,7 @@ def test_a_damaged_state_locks_everything(served: Gate, begin: Begin) -> None:
 
 
 def test_what_cannot_be_a_run_is_not_stopped(served: Gate, begin: Begin, group: Path) -> None:
-    run = begin()
+    run, other = begin(), begin()
     elsewhere = run.target | {"session": None, "cgroup": str(group)}
     refused = {
         "another start": run.target | {"start": run.target["start"] + 1},
@@ -166,7 +165,7 @@ def test_what_cannot_be_a_run_is_not_stopped(served: Gate, begin: Begin, group: 
         "both": run.target | {"cgroup": str(group)},
         "neither": run.target | {"session": None},
         "not in that group": elsewhere,
-        "not in that session": run.target | {"session": os.getsid(0)},
+        "not in that session": run.target | {"session": other.target["session"]},
         "the top of a tree": elsewhere | {"cgroup": str(group.parent)},
         "a folder": elsewhere | {"cgroup": str(served.folder)},
         "dots": elsewhere | {"cgroup": f"{group}/../{group.name}"},
