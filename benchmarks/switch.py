@@ -1,7 +1,8 @@
 """The start switch: a permit verified on a host, leases issued to many at once, a suspension that reaches everybody.
 
 *permit*: a bundle with so many decisions, opened as a host does it (parsed, every signature verified, every state
-computed again), against checking the same Ed25519 signatures alone. Bar at 30 decisions: 0.8.
+computed again), and the states alone, as who has verified them once computes them again; both against checking the same
+Ed25519 signatures alone. Bar at 30 decisions: 0.8.
 *leases*: 16 clients of one server ask at once, each host for one lease after the other with a report in between; the
 budget is held against what was granted. Limit: the same uploads and no leases. *waiting*: 1,000 hosts wait for a run
 over HTTP, a veto-holder suspends it, and all have the bundle: in seconds, so the bar is five.
@@ -10,6 +11,7 @@ Wall times, so a busy machine shows. Durability: SQLite WAL, synchronous=FULL; P
 KEYTURN_BENCH_WAITING makes the last one smaller.
 """
 
+import math
 import os
 import socket
 import sys
@@ -28,6 +30,8 @@ from keyturn_protocol.dsse import pae
 from keyturn_protocol.keys import verify_ed25519
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.root import Threshold
+from keyturn_protocol.statements import parse_payload
+from keyturn_protocol.switch import Switch, log_statement
 from keyturn_verifier.server import allowed_connections
 from tests.support.assembly import Assembly
 from tests.support.office import Office
@@ -62,11 +66,33 @@ def permit(decisions: int) -> None:
         for key, signature, message in signed:
             verify_ed25519(key, signature, message)
 
-    limit_s = best_of(5, bare)
-    seconds = best_of(5, lambda: open_permit_bundle(parse_permit_bundle(data), hall.root, NAME))
-    more = {"signatures": len(signed), "ms": round(seconds * 1_000, 2), "bundle_kib": len(data) // 1024}
+    opened = open_permit_bundle(parse_permit_bundle(data), hall.root, NAME)
+    logged = [
+        log_statement(
+            one.envelope,
+            parse_payload(one.envelope.kind, one.envelope.payload),
+            one.index,
+            one.time_us,
+            opened.authority,
+        )
+        for one in opened.bundle.statements
+    ]
+
+    def again() -> None:
+        switch = Switch(NAME)
+        for one in logged:
+            switch.take(one)
+        assert switch.runs[run].permit is not None
+
+    whole_s = limit_s = state_s = math.inf
+    for _ in range(20):  # in turns: what else the machine does meets all three
+        limit_s = min(limit_s, best_of(1, bare))
+        whole_s = min(whole_s, best_of(1, lambda: open_permit_bundle(parse_permit_bundle(data), hall.root, NAME)))
+        state_s = min(state_s, best_of(1, again))
     bar = 0.8 if decisions == 30 else None
-    report(f"permit verified, {decisions} decisions", seconds=seconds, limit_s=limit_s, bar=bar, **more)
+    for what, seconds in (("permit verified", whole_s), ("state recomputed", state_s)):
+        more = {"signatures": len(signed), "ms": round(seconds * 1_000, 2), "bundle_kib": len(data) // 1024}
+        report(f"{what}, {decisions} decisions", seconds=seconds, limit_s=limit_s, bar=bar, **more)
 
 
 def leases(name: str, database: Database, durability: str) -> None:

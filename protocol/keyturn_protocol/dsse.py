@@ -11,10 +11,8 @@ A signature is Ed25519 over that, or an SSHSIG over that: which of the two is a 
 envelope. ``keyid`` only says which key is meant.
 """
 
-import base64
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Final
@@ -36,19 +34,32 @@ class SignatureRecord(Record, frozen=True, kw_only=True):
     """One signature of an envelope."""
 
     keyid: Hex32
-    sig: str
+    sig: bytes
 
 
 class EnvelopeRecord(Record, frozen=True, kw_only=True):
     """An envelope as JSON, by itself or inside of something else; :func:`envelope_of` checks what is in it."""
 
-    payload: str
+    payload: bytes
+    """Base64 in JSON (RFC 4648 §4), as are the signatures: :func:`decode` holds it against its re-encoding."""
     payload_type: str = msgspec.field(name="payloadType")
     signatures: Annotated[list[SignatureRecord], msgspec.Meta(min_length=1, max_length=STATEMENT_SIGNATURES)]
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class _SpelledSignature(Record, frozen=True, kw_only=True):
+    keyid: Hex32
+    sig: str
+
+
+class _Spelled(Record, frozen=True, kw_only=True):
+    """An envelope with its base64 as text."""
+
+    payload: str
+    payload_type: str = msgspec.field(name="payloadType")
+    signatures: list[_SpelledSignature]
+
+
+class Envelope(msgspec.Struct, frozen=True):
     """A parsed envelope. Nothing in ``payload`` may be believed before :func:`verify` has returned."""
 
     kind: str
@@ -67,11 +78,10 @@ class Envelope:
 
     def to_record(self) -> EnvelopeRecord:
         return EnvelopeRecord(
-            payload=base64.b64encode(self.payload).decode(),
+            payload=self.payload,
             payload_type=payload_type(self.kind),
             signatures=[
-                SignatureRecord(keyid=key_id, sig=base64.b64encode(signature).decode())
-                for key_id, signature in sorted(self.signatures.items())
+                SignatureRecord(keyid=key_id, sig=signature) for key_id, signature in sorted(self.signatures.items())
             ],
         )
 
@@ -93,8 +103,13 @@ def payload_type(kind: str) -> str:
 
 def pae(kind: str, payload: bytes) -> bytes:
     """What is signed: DSSE v1 ``PAE(payloadType, payload)``."""
+    return b"%s %d %s" % (_pae_head(kind), len(payload), payload)
+
+
+@lru_cache(maxsize=64)
+def _pae_head(kind: str) -> bytes:
     name = payload_type(kind).encode()
-    return b"DSSEv1 %d %s %d %s" % (len(name), name, len(payload), payload)
+    return b"DSSEv1 %d %s" % (len(name), name)
 
 
 def parse_envelope(data: bytes) -> Envelope:
@@ -102,8 +117,19 @@ def parse_envelope(data: bytes) -> Envelope:
 
     :raises ProtocolError: ``bad_statement``, ``not_canonical`` or ``too_large``.
     """
-    raw: EnvelopeRecord = decode(data, EnvelopeRecord, limit=ENVELOPE_BYTES)
+    try:
+        raw: EnvelopeRecord = decode(data, EnvelopeRecord, limit=ENVELOPE_BYTES)
+    except ProtocolError:
+        _check_base64(data)
+        raise
     return envelope_of(raw)
+
+
+def _check_base64(data: bytes) -> None:
+    """Whether it is the base64 for which an envelope was refused, which then has an error of its own."""
+    raw: _Spelled = decode(data, _Spelled, limit=ENVELOPE_BYTES)
+    for text in (raw.payload, *(signature.sig for signature in raw.signatures)):
+        b64decode(text, Code.BAD_STATEMENT)
 
 
 def envelope_of(raw: EnvelopeRecord) -> Envelope:
@@ -112,11 +138,11 @@ def envelope_of(raw: EnvelopeRecord) -> Envelope:
     :raises ProtocolError: ``bad_statement`` or ``too_large``.
     """
     kind = _kind(raw.payload_type)
-    payload = b64decode(raw.payload, Code.BAD_STATEMENT)
+    payload = raw.payload
     if len(payload) > STATEMENT_BYTES:
         expected = f"<= {STATEMENT_BYTES} bytes"
         raise ProtocolError(Code.TOO_LARGE, "statement over its cap", expected=expected, got=len(payload))
-    signatures = {signature.keyid: b64decode(signature.sig, Code.BAD_STATEMENT) for signature in raw.signatures}
+    signatures = {signature.keyid: signature.sig for signature in raw.signatures}
     if [signature.keyid for signature in raw.signatures] != sorted(signatures):
         raise ProtocolError(Code.BAD_STATEMENT, "signatures are in the order of their key ids, one for each key")
     for signature in signatures.values():

@@ -168,6 +168,7 @@ class VerifierKey:
         return f"{self.name}+{self.id.hex()}+{encoded}"
 
 
+@lru_cache(maxsize=4_096)
 def parse_vkey(text: str) -> VerifierKey:
     """Parse a vkey; ``str(parse_vkey(x)) == x`` for everything that it accepts.
 

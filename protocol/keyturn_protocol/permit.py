@@ -57,8 +57,7 @@ class _Bundle(Record, frozen=True, kw_only=True):
     statements: Annotated[list[_Said], msgspec.Meta(min_length=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True):
     """A statement in its envelope, and the leaf that names it."""
 
     envelope: Envelope

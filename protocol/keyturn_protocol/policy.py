@@ -145,9 +145,10 @@ def _form(policy: Policy) -> Iterator[str]:
 
 
 def _under(policy: Policy, standing: Standing, at_us: int) -> Iterator[str]:
-    everybody = census(able(standing, at_us), standing)
+    people = able(standing, at_us)
+    everybody = census(people, standing)
     wanted = {tier.colleagues for tier in policy.tiers}
-    left = {colleagues: deciders(policy, standing, at_us, colleagues) for colleagues in wanted}
+    left = {colleagues: _deciders(policy, standing, people, everybody, colleagues) for colleagues in wanted}
     for tier in policy.tiers:
         reasons = _people(tier, standing, everybody, left[tier.colleagues])
         yield from (f"tier {tier.name}: {reason}" for reason in reasons)
@@ -167,7 +168,12 @@ def deciders(policy: Policy, standing: Standing, at_us: int, colleagues: bool) -
     :param colleagues: whether others of the requester's organisation count.
     """
     people = able(standing, at_us)
-    everybody = census(people, standing)
+    return _deciders(policy, standing, people, census(people, standing), colleagues)
+
+
+def _deciders(
+    policy: Policy, standing: Standing, people: Sequence[str], everybody: Census, colleagues: bool
+) -> list[Census]:
     asking = {
         (party.class_, party.organisation): person
         for person in people

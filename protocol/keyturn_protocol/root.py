@@ -12,6 +12,7 @@ the one before and is signed under the thresholds of both.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -148,11 +149,28 @@ class Standing:
         return self.parties[self.persons[person].party]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Equal when the roots are, not only their hashes: who asks is not trusted to have hashed well."""
+
+    root: Root
+    digest: str
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
 def stand(root: Root, digest: str) -> Standing:
     """Check a root by itself and index it; ``digest`` is the hash of its payload.
 
     :raises ProtocolError: ``bad_root``, ``bad_key`` or ``bad_identifier``.
     """
+    return _stand(_Asked(root, digest))
+
+
+@lru_cache(maxsize=16)  # a host opens bundles under one and the same root all day
+def _stand(asked: _Asked) -> Standing:
+    root, digest = asked.root, asked.digest
     check_deployment(root.deployment)
     first = root.version == 1
     if (root.previous is None) != first or root.root != root.previous:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as changed
 
 from keyturn_protocol.authority import Refused, Why
 from keyturn_protocol.errors import Code, ProtocolError
@@ -146,7 +147,7 @@ def _forged(bundle: PermitBundle, at: int) -> PermitBundle:
         key_id: bytes([signature[0] ^ 1]) + signature[1:] for key_id, signature in one.envelope.signatures.items()
     }
     said = list(bundle.statements)
-    said[at] = replace(one, envelope=replace(one.envelope, signatures=signatures))
+    said[at] = changed(one, envelope=changed(one.envelope, signatures=signatures))
     return replace(bundle, statements=tuple(said))
 
 
@@ -263,7 +264,7 @@ def test_a_suspension_that_was_seen_is_dropped() -> None:
         check_mark(bundle, marks[0], run=True)
         check_mark(bundle, marks[1], run=False)
     assert seen.start is not None
-    moved = replace(seen.statements[3], time_us=seen.statements[3].time_us + SECOND)
+    moved = changed(seen.statements[3], time_us=seen.statements[3].time_us + SECOND)
     for less in (
         before,
         _without(seen, 3),
@@ -282,5 +283,5 @@ def test_signatures_may_be_exchanged_for_other_good_ones() -> None:
     hall, _, bundle = _approved()
     kept = mark(bundle, run=False)
     said = list(bundle.statements)
-    said[1] = replace(said[1], envelope=envelope(policy(hall.root), "lab-a/bob", "operator-b/fay"))
+    said[1] = changed(said[1], envelope=envelope(policy(hall.root), "lab-a/bob", "operator-b/fay"))
     check_mark(replace(bundle, statements=tuple(said)), kept, run=False)

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from keyturn_protocol.authority import Refused, Why
-from keyturn_protocol.canonical import encode
+from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.dsse import Envelope, parse_envelope
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.lifecycle import State
@@ -84,7 +84,7 @@ def test_one_key_under_two_key_ids() -> None:
     twice = sent.to_record()
     twice = changed(twice, signatures=[*twice.signatures, *twice.signatures])
     with pytest.raises(ProtocolError, match="one for each key"):
-        parse_envelope(encode(twice))
+        parse_envelope(encode_record(twice))
 
 
 def test_two_keys_of_one_person() -> None:
