@@ -20,7 +20,8 @@ from keyturn_agent.switch.errands import Threads
 from keyturn_agent.switch.exec import Command, execute
 from keyturn_agent.switch.gatelink import SOCKET as GATE_SOCKET
 from keyturn_agent.switch.gatelink import GateLink
-from keyturn_agent.switch.lessee import Driver, Lessee
+from keyturn_agent.switch.gating import Driver
+from keyturn_agent.switch.lessee import Lessee
 from keyturn_agent.switch.pin import Pin
 from keyturn_protocol.entry_switch import LeaseKind
 from keyturn_protocol.errors import ProtocolError

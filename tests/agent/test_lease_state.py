@@ -1,11 +1,25 @@
 """When a job stops: whatever comes first, on a clock that nobody sets."""
 
-from keyturn_agent.switch.lease_state import Moment, Now, heard_stop, stop_of
+from keyturn_agent.switch.lease_state import (
+    TFLOP,
+    Bounds,
+    Holding,
+    Moment,
+    Now,
+    Stop,
+    Times,
+    heard_stop,
+    renew_us,
+    spent_us,
+    stop_of,
+    stopped_by,
+    times_of,
+)
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lifecycle import Run
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from tests.support.assembly import Assembly
-from tests.support.parties import DAY, NAME, SECOND
+from tests.support.parties import DAY, NAME, SECOND, changed
 
 HOUR = 3600 * SECOND
 UP = 50 * DAY
@@ -90,3 +104,37 @@ def test_the_earliest_wins() -> None:
     late = Now(UP, run.scope.not_after_us - HOUR)
     assert stop_of(one, UP, run, UP + 3 * DAY, late, None).why == "the run's window ends"
     assert window_us > 0
+
+
+def test_compute_is_spent_so_early_that_the_stop_still_fits_in() -> None:
+    one = changed(lease(), upto_tflop=10)
+    rate = 10**6
+    assert spent_us(one, 0, UP, rate, 60) == UP + 10 * SECOND - 60 * SECOND
+    assert spent_us(one, 4 * TFLOP, UP, rate, 0) == UP + 6 * SECOND
+    assert spent_us(one, 99 * TFLOP, UP, rate, 0) == UP
+
+
+def test_a_lease_is_renewed_at_its_own_pace_and_before_half_of_it_is_over() -> None:
+    holding = Holding(sha256="0" * 64, origin="kt.example/node/a/1", drawn_us=UP)
+    assert renew_us(holding, changed(lease(), ttl_s=3600, renew_s=600)) == UP + 600 * SECOND
+    assert renew_us(holding, changed(lease(), ttl_s=60, renew_s=600)) == UP + 30 * SECOND
+    assert renew_us(holding, changed(lease(), ttl_s=1, renew_s=600)) == UP + SECOND
+
+
+def test_a_command_that_ends_as_its_stop_comes_was_stopped() -> None:
+    stop = Stop(UP, "suspended by office/ivy")
+    assert stopped_by(stop, Now(UP - 2 * SECOND, 0)) is None
+    assert stopped_by(stop, Now(UP - SECOND // 2, 0)) == "suspended by office/ivy"
+    assert stopped_by(None, Now(UP, 0)) is None
+
+
+def test_how_a_stop_goes_is_the_policys_word_and_else_what_was_kept_of_it() -> None:
+    kept = Bounds(said=None, ends_us=None, grace_s=30, kill_s=7)
+    assert times_of(None, None) == Times(0, 60)
+    assert times_of(None, kept) == Times(30, 7)
+    hall = Assembly()
+    run = hall.approved()
+    for which in (run, None):
+        opened = open_permit_bundle(parse_permit_bundle(hall.bundle(which)), hall.root, NAME)
+        policy = opened.authority.policies[-1][2]
+        assert times_of(opened, kept) == Times(policy.tiers[0].grace_s, policy.stop.kill_s) != Times(30, 7)

@@ -16,9 +16,10 @@ from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt, fit_
 from keyturn_protocol.entry_switch import SPENT, LeaseKind, Lineage, SpecChecks
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lifecycle import Run
+from keyturn_protocol.permit import Opened
 from keyturn_protocol.values import BootId, ChipUuid, Micros
 
-_SECOND: Final = 1_000_000
+SECOND: Final = 1_000_000
 TFLOP: Final = 10**12
 
 
@@ -135,7 +136,7 @@ def stop_of(lease: Lease, drawn_us: int, run: Run | None, spent_us: int, now: No
     :param stopped: what the run's events say, as it was when this host heard of it.
     """
     stops = [
-        Stop(drawn_us + lease.ttl_s * _SECOND, "the lease ends"),
+        Stop(drawn_us + lease.ttl_s * SECOND, "the lease ends"),
         Stop(spent_us, SPENT),
     ]
     if run is not None:
@@ -176,11 +177,52 @@ def heard_stop(run: Run, before: Moment | None, last_leaf_us: int, now: Now) -> 
     return Moment(now.mono_us + min(notice_us, max(0, of_us - now.time_us)), why, of_us)
 
 
-def bounds_of(run: Run | None, heard: Moment | None, now: Now, grace_s: int, kill_s: int) -> Bounds:
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How a stop goes: the notice before it, and what lies between SIGTERM and SIGKILL."""
+
+    grace_s: int
+    kill_s: int
+
+
+def times_of(opened: Opened | None, kept: Bounds | None) -> Times:
+    """By the policy that a job's lease stands on; until its permit is seen, by what was kept of it."""
+    if opened is None:
+        return Times(0, 60) if kept is None else Times(kept.grace_s, kept.kill_s)
+    if opened.run is not None:
+        return Times(opened.run.tier.grace_s, opened.run.policy.stop.kill_s)
+    policy = opened.authority.policies[-1][2]
+    return Times(policy.tiers[0].grace_s, policy.stop.kill_s)
+
+
+def spent_us(lease: Lease, charged_flop: int, point_us: int, rate: int, kill_s: int) -> int:
+    """When the compute of a lease would be used up at peak, with room for what a stop takes.
+
+    :param point_us: up to when ``charged_flop`` is charged.
+    :param rate: the peak, in FLOP a µs.
+    """
+    left_flop = max(0, lease.upto_tflop * TFLOP - charged_flop)
+    return point_us + left_flop // rate - kill_s * SECOND
+
+
+def renew_us(holding: Holding, lease: Lease) -> int:
+    """When to ask for the next one."""
+    return holding.drawn_us + min(lease.renew_s, max(1, lease.ttl_s // 2)) * SECOND
+
+
+def stopped_by(stop: Stop | None, now: Now) -> str | None:
+    """Why a command that ended was stopped, if it was.
+
+    Who stops it does so by the same clock, and may be first to say so.
+    """
+    return stop.why if stop is not None and now.mono_us >= stop.at_us - SECOND else None
+
+
+def bounds_of(run: Run | None, heard: Moment | None, now: Now, times: Times) -> Bounds:
     """What to keep of a permit."""
     said = None if heard is None else Said(at_us=heard.at_us, why=fit_text(heard.why), of_us=heard.of_us)
     ends_us = None if run is None else now.mono_us + max(0, run.scope.not_after_us - now.time_us)
-    return Bounds(said=said, ends_us=ends_us, grace_s=grace_s, kill_s=kill_s)
+    return Bounds(said=said, ends_us=ends_us, grace_s=times.grace_s, kill_s=times.kill_s)
 
 
 def moved(before: Bounds | None, now: Bounds, least_us: int) -> bool:

@@ -1,0 +1,125 @@
+"""What a host does where asking for a lease goes wrong on its own side, step by step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from keyturn_agent.errors import AgentError, RefusedError
+from keyturn_agent.ports import Answer
+from keyturn_agent.switch.asking import ToExec, Told
+from keyturn_agent.switch.errands import Done
+from keyturn_agent.switch.jobs import Jobs, Live, pick
+from keyturn_agent.switch.lease_answer import NoLease, Note, NotYet, Said, TooLate, said
+from keyturn_agent.switch.lease_state import Job, Now, Phase
+from keyturn_agent.switch.leasing import Leasing
+from keyturn_agent.switch.permits import Permits
+from keyturn_agent.switch.spec import NOTHING
+from keyturn_protocol.api import ProblemCode, problem
+from keyturn_protocol.canonical import encode
+from keyturn_protocol.entries import Body
+
+NOW = Now(50_000_000, 1_790_000_000_000_000)
+
+
+class Full:
+    """The daemon's hands where the disk is full: what is written waits in memory, and the log doesn't grow."""
+
+    writable = False
+
+    def __init__(self) -> None:
+        self.held: list[Body] = []
+        self.sealed = 0
+
+    def write(self, bodies: Sequence[Body]) -> None:
+        self.held += bodies
+
+    def checkpoint(self) -> None:
+        self.sealed += 1
+
+    def flush(self) -> None:
+        pass
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.heard: list[ToExec] = []
+
+    def tell(self, message: ToExec) -> None:
+        self.heard.append(message)
+
+
+class Asking:
+    """A host with one command that looks for a lease; what isn't needed for that isn't there."""
+
+    def __init__(self, folder: Path) -> None:
+        nothing: Any = None
+        log = SimpleNamespace(size=41, name=SimpleNamespace(origin="kt.example/node/a/1"))
+        store: Any = SimpleNamespace(folder=folder, log=log)
+        clock: Any = SimpleNamespace(now=lambda: NOW)
+        self.hands, self.listener = Full(), Listener()
+        self.jobs = Jobs(store, clock, nothing, lambda: None)
+        self.jobs.hands = self.hands
+        self.permits = Permits(self.jobs, nothing, nothing, nothing)
+        self.leasing = Leasing(self.jobs, nothing, nothing, self.permits, nothing, notices=False)
+        visitor: Any = self.listener
+        self.live = Live(JOB, visitor=visitor)
+        self.jobs.add(self.live)
+
+
+JOB = Job(
+    job="1" * 64, boot_id="0c6b1d9e-0000-4000-8000-000000000001", kind="allowance", run=None, lineage="aurora",
+    group="0", hosts=1, chips=["GPU-0"], spec=NOTHING, signal=None, phase="looking", asked=None, lease=None,
+    place=None, bounds=None, reported_us=0, why="",
+)  # fmt: skip
+
+
+def test_full_disk_asks_for_no_lease_with_another_entrys_place_in_the_log(tmp_path: Path) -> None:
+    host = Asking(tmp_path)
+    host.leasing.ask(host.live)
+    assert (host.live.job.asked, host.live.phase, host.hands.held, host.hands.sealed) == (None, Phase.LOOKING, [], 0)
+    assert host.live.again_us > NOW.mono_us
+    assert "no room on the disk" in str(host.listener.heard)
+
+
+def test_an_answer_that_breaks_what_reads_it_ends_neither_the_agent_nor_the_wait(tmp_path: Path) -> None:
+    """Of a verifier that is hostile nothing is known, also not which error its answer is."""
+    host = Asking(tmp_path)
+    for answered in (host.permits.answered, host.leasing.answered):
+        host.live.again_us = 0
+        answered(host.live, Done("", None, AgentError("errand", "RecursionError: too deep")))
+        assert isinstance(host.listener.heard[-1], Told)
+        assert host.live.again_us > NOW.mono_us
+    assert list(host.jobs) == [host.live]
+
+
+def answer(code: ProblemCode, detail: str, retry_after_s: int | None = None) -> Answer:
+    body = problem(code, detail)
+    return Answer(body.status, "application/problem+json", retry_after_s, encode(body))
+
+
+@pytest.mark.parametrize(
+    ("answer", "means"),
+    [
+        (Answer(200, "text/plain", None, b"a lease"), Note(b"a lease")),
+        (answer(ProblemCode.LEASE_REFUSED, "budget: nothing is left"), NoLease("budget", "budget: nothing is left", 5)),
+        (answer(ProblemCode.LEASE_REFUSED, "too_late: 700 s ago"), TooLate()),
+        (answer(ProblemCode.WAITING, "one host of two", 7), NotYet("one host of two", 7)),
+        (answer(ProblemCode.BUSY, "too_late: or not"), NotYet("too_late: or not", 5)),
+        (Answer(502, "text/html", None, b"<h1>Bad Gateway</h1>"), NotYet("HTTP 502", 5)),
+        (Answer(422, "text/html", None, b"<h1>No</h1>"), NotYet("HTTP 422", 5)),
+    ],
+)
+def test_what_a_verifier_answers_and_what_follows_from_it(answer: Answer, means: Said) -> None:
+    assert said(answer) == means
+
+
+def test_a_job_gets_the_chips_that_it_names_or_all_that_nobody_has() -> None:
+    assert pick(["GPU-1", "GPU-0"], None) == ["GPU-0", "GPU-1"]
+    assert pick(["GPU-1", "GPU-0"], ["GPU-1", "GPU-1"]) == ["GPU-1"]
+    with pytest.raises(RefusedError, match="not a free chip of this host: GPU-2"):
+        pick(["GPU-0"], ["GPU-2", "GPU-0"])
+    with pytest.raises(RefusedError, match="no chip of this host is free"):
+        pick([], None)
