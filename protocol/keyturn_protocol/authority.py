@@ -49,6 +49,7 @@ class Why(StrEnum):
     SUSPENDED = "suspended"
     NOT_YET = "not_yet"
     UNKNOWN_CHIP = "unknown_chip"
+    ORGANISATION = "organisation"
 
 
 class Refused(ProtocolError):

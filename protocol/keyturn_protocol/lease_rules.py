@@ -10,6 +10,7 @@ from keyturn_protocol.lease import Lease
 from keyturn_protocol.leases import Asked
 from keyturn_protocol.lifecycle import Run, State, state
 from keyturn_protocol.policy import Allowance, Policy
+from keyturn_protocol.root import Standing
 from keyturn_protocol.runs import Scope
 
 LEVEL = 0
@@ -47,15 +48,32 @@ def check_rules(
     if run is not None:
         _check_run(run, lease, asked, charged_tflop, time_us)
     else:
-        _check_allowance(*authority.policy_at(index), lease)
+        _check_allowance(*authority.policy_at(index), standing, lease)
     if lease.time_us != time_us:
         # The lease's own time says until when its chips and what it allows count as taken.
         raise refuse(Why.STALE, "of another time than its leaf", expected=time_us, got=lease.time_us)
 
 
-def _check_allowance(policy_hash: str, policy: Policy, lease: Lease) -> None:
+def check_organisation(standing: Standing, organisation: str) -> None:
+    """That a root has an organisation of exactly this name: what a join token says is free text, and each name that is
+    let pass has an allowance of its own.
+
+    :raises Refused: ``organisation``.
+    """
+    known = sorted({party.organisation for party in standing.parties.values()})
+    if organisation in known:
+        return
+    expected = " or ".join([", ".join(known[:-1]), known[-1]] if len(known) > 1 else known)
+    what = f"the host isn't of an organisation in the root in force, root version {standing.root.version}"
+    # Letter by letter: a name in another script can look just like one of these.
+    raise refuse(Why.ORGANISATION, what, expected=expected, got=ascii(organisation))
+
+
+def _check_allowance(policy_hash: str, policy: Policy, standing: Standing, lease: Lease) -> None:
     if lease.policy != policy_hash:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=policy_hash, got=lease.policy)
+    if lease.allowance is not None:
+        check_organisation(standing, lease.allowance.organisation)
     _no_longer_than(policy.allowance.lease_s, lease)
     if lease.dtypes:
         raise refuse(Why.BROKEN, "an allowance is charged for any data type", got=", ".join(lease.dtypes))

@@ -62,7 +62,7 @@ class Site:
             case "init":
                 return ["init", *state, "--deployment", DEPLOYMENT]
             case "token":
-                return ["token", "create", *state, "--organisation", "Acme", "--site", "fra1", "--hosts", "9"]
+                return ["token", "create", *state, "--organisation", "acme", "--site", "fra1", "--hosts", "9"]
             case "list":
                 return ["token", "list", *state]
             case "auditor" | "operator":

@@ -16,7 +16,7 @@ from tests.support.bundles import Bundle
 from tests.support.hosts import Key
 from tests.support.leased_site import LeasedSite
 from tests.support.metered import Metered, tflop
-from tests.support.parties import BEGIN, DAY, tier
+from tests.support.parties import BEGIN, DAY, changed, root, tier
 
 ROW = 8
 """TFLOP of ten busy seconds come to less than 10^4."""
@@ -73,7 +73,7 @@ class TestHonest:
     def test_work_under_the_allowance(self) -> None:
         site = LeasedSite()
         host = site.host("a")
-        name = AllowanceName(kind="allowance", organisation="Example", lineage="aurora")
+        name = AllowanceName(kind="allowance", organisation="acme", lineage="aurora")
         host.ask_allowance(host.uuids, "aurora")
         site.receive(host)
         lease = site.issue(host, 10**5, allowance=name)
@@ -199,7 +199,7 @@ class TestVerifier:
 
     def test_the_allowance_granted_again_and_again_by_leases_of_long_ago(self) -> None:
         site = LeasedSite()
-        name = AllowanceName(kind="allowance", organisation="Example", lineage="aurora")
+        name = AllowanceName(kind="allowance", organisation="acme", lineage="aurora")
         for seed in "ab":
             host = site.host(seed)
             host.ask_allowance(host.uuids, "aurora")
@@ -208,6 +208,37 @@ class TestVerifier:
                 host, site.hall.switch.authority.policies[-1][2].allowance.lineage_tflop, allowance=name, time_us=1
             )
         refused(site, "stale: of another time")
+
+    @pytest.mark.parametrize("kind", ["allowance", "diagnostics"])
+    @pytest.mark.parametrize("invented", ["initech", "Acme", "\N{CYRILLIC SMALL LETTER A}cme"], ids=ascii)
+    def test_an_allowance_of_an_organisation_that_is_not_in_the_root(self, invented: str, kind: Any) -> None:
+        """By the very name for which the host was enrolled: who makes join tokens says any."""
+        site = LeasedSite()
+        host = site.host("a", organisation=invented)
+        lineage = "aurora" if kind == "allowance" else None
+        host.ask_allowance(host.uuids, lineage)
+        site.receive(host)
+        site.issue(host, 10, allowance=AllowanceName(kind=kind, organisation=invented, lineage=lineage))
+        refused(
+            site,
+            f"organisation: the host isn't of an organisation in the root in force, root version 1 "
+            f"(expected acme, hosting or state, got {invented!a})",
+        )
+
+    def test_an_allowance_of_an_organisation_that_left_the_root(self) -> None:
+        site = LeasedSite()
+        host = site.host("a")
+        hall, before = site.hall, site.hall.root
+        parties = [changed(party, organisation="globex") if party.id == "lab-a" else party for party in root().parties]
+        standing = hall.switch.standing
+        assert standing is not None
+        made = changed(standing.root, parties=parties, version=2, previous=before, root=before)
+        hall.say(made, "lab-a/ada", "operator-b/eve")
+        site.catch_up()
+        host.ask_allowance(host.uuids, "aurora")
+        site.receive(host)
+        site.issue(host, 10, allowance=AllowanceName(kind="allowance", organisation="acme", lineage="aurora"))
+        refused(site, "organisation: the host isn't of an organisation in the root in force, root version 2")
 
     def test_a_lease_by_another_key(self) -> None:
         site = LeasedSite()

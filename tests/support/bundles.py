@@ -152,17 +152,19 @@ class Site:
     def leaf(self, body: LeafBody) -> None:
         self.leaves.append(format_leaf(len(self.leaves), self.now_s * 1_000_000, body))
 
-    def enrol(self, seed: str, incarnation: int = 1, node: NodeId | None = None) -> Host:
+    def enrol(
+        self, seed: str, incarnation: int = 1, node: NodeId | None = None, *, organisation: str = "Example"
+    ) -> Host:
         """A new host whose log is known here; a later incarnation takes the node's id."""
         host = Host(seed, self.name, incarnation, node)
-        self.logs[host.origin] = _Received(new_head(host.name, host.key.public), "Example", "hall 1")
+        self.logs[host.origin] = _Received(new_head(host.name, host.key.public), organisation, "hall 1")
         self.leaf(
             EnrolmentBody(
                 origin=host.origin,
                 node_id=host.name.node_id,
                 incarnation=incarnation,
                 public_key=host.key.public.hex(),
-                organisation="Example",
+                organisation=organisation,
                 site="hall 1",
                 token_sha256=None,
             )

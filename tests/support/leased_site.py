@@ -60,9 +60,9 @@ class LeasedSite(Site):
         self.say(one.envelope.to_bytes())
         self.hall.now_us = max(self.hall.now_us, self.now_s * SECOND + SECOND)
 
-    def host(self, seed: str, chips: int = 1) -> Metered:
+    def host(self, seed: str, chips: int = 1, *, organisation: str = "acme") -> Metered:
         """A host with chips, enrolled."""
-        self.enrol(seed)
+        self.enrol(seed, organisation=organisation)
         made = Metered(seed)
         made.uuids = [f"GPU-{seed}{i}" for i in range(chips)]
         self.receive(made.genesis().chips_are(*map(h100, made.uuids)))

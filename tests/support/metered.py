@@ -81,14 +81,15 @@ class Metered(Host):
         )
         return nonce
 
-    def ask_allowance(self, chips: list[str], lineage: str) -> str:
+    def ask_allowance(self, chips: list[str], lineage: str | None) -> str:
+        """Of diagnostics, without a lineage."""
         self.nonces += 1
         nonce = f"{self.nonces:064x}"
         body = PermitBody(
             chips=chips,
             group="",
             hosts=1,
-            kind="allowance",
+            kind="diagnostics" if lineage is None else "allowance",
             lineage=lineage,
             nonce=nonce,
             run=None,

@@ -80,7 +80,7 @@ class Verifier:
     def trust(self) -> Trust:
         return parse_trust((self.state / state.TRUST).read_bytes())
 
-    def join_token(self, hosts: int = 1, *, organisation: str = "Acme", expires_us: int | None = None) -> str:
+    def join_token(self, hosts: int = 1, *, organisation: str = "acme", expires_us: int | None = None) -> str:
         now_us = self.clock()
         with writing(self.engine) as connection:
             return tokens.create_join(

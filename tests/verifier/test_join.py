@@ -25,7 +25,7 @@ def test_joining_names_organisation_and_site_and_uses_nothing_up(verifier: Verif
     answer = verifier.client.join(node, token)
 
     assert answer.status == 200
-    assert decode(answer.body, JoinResponse) == JoinResponse(origin=node.origin, organisation="Acme", site="fra1")
+    assert decode(answer.body, JoinResponse) == JoinResponse(origin=node.origin, organisation="acme", site="fra1")
     assert uses(verifier) == [0]
     assert verifier.count("log") == 0
 
@@ -40,7 +40,7 @@ def test_the_first_valid_genesis_uses_the_token_up_and_enrols_the_node(verifier:
     assert verifier.count("pending_log") == 0
     leaf = parse_leaf(verifier.leaves()[1])
     assert isinstance(leaf, Enrolment)
-    assert (leaf.body.origin, leaf.body.organisation, leaf.body.site) == (node.origin, "Acme", "fra1")
+    assert (leaf.body.origin, leaf.body.organisation, leaf.body.site) == (node.origin, "acme", "fra1")
     assert leaf.body.token_sha256 == tokens.digest(token).hex()
 
 

@@ -189,7 +189,7 @@ def test_the_next_incarnation_follows_with_the_same_key(verifier: Verifier) -> N
     assert leaf_types(verifier)[-2:] == ["Enrolment", "NodeCheckpoint"]
     leaf = parse_leaf(verifier.leaves()[-2])
     assert isinstance(leaf, Enrolment)
-    assert (leaf.body.incarnation, leaf.body.token_sha256, leaf.body.organisation) == (2, None, "Acme")
+    assert (leaf.body.incarnation, leaf.body.token_sha256, leaf.body.organisation) == (2, None, "acme")
     assert [row[2] for row in verifier.dump()["finding"]] == ["new_incarnation"]
 
 

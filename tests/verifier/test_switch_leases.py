@@ -203,6 +203,23 @@ def test_who_gets_no_lease(office: Office, verifier: Verifier, now: list[int]) -
         assert host.get(missing).code == "not_found"
 
 
+def test_invented_organisations_have_no_allowance_between_them(office: Office, verifier: Verifier) -> None:
+    """However many join tokens there are: none of these names is in the root, and nothing is logged for them."""
+    before = verifier.count("lease_issued")
+    for number, name in enumerate(["initech", "Acme", "acme ", "\N{CYRILLIC SMALL LETTER A}cme", "lab-a"]):
+        host = Starter.enrolled(verifier, number, organisation=name)
+        for body in (host.wants(None), host.wants(None, kind="diagnostics", lineage=None)):
+            host.node.append(body)
+            host.send()
+            answer = host.get(host.node.size - 1)
+            refused(answer, "organisation")
+            assert f"(expected acme, hosting or state, got {name!a})" in answer.problem.detail
+    assert verifier.count("lease_issued") == before
+    # Whose host it is says nothing about a run, which people decided about.
+    assert Starter.enrolled(verifier, 8, organisation="initech").leased(office.approved()).allowance is None
+    assert Starter.enrolled(verifier, 9).leased(None).allowance is not None
+
+
 def test_a_spec_that_the_host_has_to_check(verifier: Verifier) -> None:
     office = Office.opened(verifier, tiers=[tier(verified=["argv"])])
     run, host = office.approved(), Starter.enrolled(verifier, 0)

@@ -252,7 +252,7 @@ class Twins:
         body, words = host.wants(digest, **changes), [self.word(host)]
         index = self.upload(host, *(word for word in words if word is not None), body)
         asked = Asked(
-            *(host.node.origin, host.node.size - 1, host.node.boot_id, body, "Acme", "fra1"),
+            *(host.node.origin, host.node.size - 1, host.node.boot_id, body, "acme", "fra1"),
             *(frozenset(host.uuids), index),
         )
         self.lease(host, asked)
@@ -294,7 +294,7 @@ class Twins:
             root=authority.standing_at(index).hash,
             policy=policy_hash if run is None else run.request.policy,
             run=body.run,
-            allowance=AllowanceName(kind="allowance", organisation="Acme", lineage=body.lineage) if not run else None,
+            allowance=AllowanceName(kind="allowance", organisation="acme", lineage=body.lineage) if not run else None,
             node_id=asked.origin.rsplit("/", 2)[-2],
             boot_id=asked.boot_id,
             nonce=body.nonce,

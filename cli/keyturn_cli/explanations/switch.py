@@ -142,4 +142,8 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "The chip table doesn't know the chip, so its peak has no bound and no lease would hold it.",
         "A version of Keyturn that knows the chip. Until then it can't run under a permit or the allowance.",
     ),
+    Why.ORGANISATION: (
+        "The host was enrolled for an organisation that no party of the root in force is of, so it has no allowance.",
+        "Enrol the host anew with a join token for an organisation of the root, or put its own into the next root.",
+    ),
 }
