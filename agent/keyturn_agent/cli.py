@@ -37,6 +37,7 @@ from keyturn_agent.recording import read_recording
 from keyturn_agent.replace import make_node, node_argument, read_statement
 from keyturn_agent.status import describe, read_status
 from keyturn_agent.store import Store, read_enrolment
+from keyturn_agent.switch.entitlement import check_allowance
 from keyturn_agent.switch.pin import Pin, deployment_of, root_argument
 from keyturn_agent.watch import Watch
 from keyturn_protocol.canonical import encode
@@ -186,6 +187,11 @@ def _enroll(arguments: argparse.Namespace) -> int:
     else:
         print(f"enrolled {enrolment.deployment}/node/{enrolment.node_id}/1")
         print(f"organisation {enrolment.organisation}, site {enrolment.site}")
+    if pin is not None:
+        try:
+            check_allowance(pin.authority.standing, enrolment.organisation)
+        except RefusedError as error:
+            print(f"keyturn-agent: hint: {error}; {error.hint}", file=sys.stderr)
     return FINE
 
 

@@ -25,6 +25,7 @@ from keyturn_agent.cli_values import duration
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SystemClock
 from keyturn_agent.doctor import Check, Host, clock_state, describe, host_checks, mps_running, report
+from keyturn_agent.doctor_allowance import allowance
 from keyturn_agent.doctor_assurance import assurance
 from keyturn_agent.doctor_nvml import nvml_checks
 from keyturn_agent.errors import AgentError, StoreError, UsageError
@@ -174,7 +175,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         clock_state,
         lambda url: HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file).log_checkpoint(),
     )
-    checks = [*host_checks(arguments.state, host), assurance(arguments.state)]
+    checks = [*host_checks(arguments.state, host), allowance(arguments.state), assurance(arguments.state)]
     source = arguments.source
     if source is None:
         try:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from keyturn_agent import files
-from keyturn_agent.errors import StoreError
+from keyturn_agent.enrolment import Enrolment
+from keyturn_agent.errors import RefusedError, StoreError
 from keyturn_agent.live import LiveChip
 from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
+from keyturn_agent.switch.entitlement import check_allowance, newest_root
 from keyturn_protocol.canonical import Decimal, Record, UInt, decode, encode
 from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.entry_log import Source
@@ -66,7 +68,10 @@ class Live(Record, frozen=True, kw_only=True):
 
 
 class Status(Record, frozen=True, kw_only=True):
-    """The answer of ``keyturn-agent status --json``. Sizes are in entries."""
+    """The answer of ``keyturn-agent status --json``. Sizes are in entries.
+
+    ``no_allowance``: why nothing runs here without a permit; null where it does, or where nobody can say.
+    """
 
     node_id: str
     origin: str
@@ -76,6 +81,7 @@ class Status(Record, frozen=True, kw_only=True):
     source: Source
     trust_sha256: str
     root_sha256: str | None
+    no_allowance: str | None
     running_pid: UInt | None
     sealed: UInt
     receipted: UInt
@@ -149,6 +155,7 @@ def read_status(folder: Path) -> Status:
         source=enrolment.source,
         trust_sha256=enrolment.trust_sha256,
         root_sha256=enrolment.root_sha256,
+        no_allowance=_no_allowance(folder, enrolment),
         running_pid=running_pid,
         sealed=spool.end,
         receipted=spool.receipted,
@@ -158,9 +165,22 @@ def read_status(folder: Path) -> Status:
     )
 
 
+def _no_allowance(folder: Path, enrolment: Enrolment) -> str | None:
+    try:
+        standing = newest_root(folder, enrolment)
+        if standing is not None:
+            check_allowance(standing, enrolment.organisation)
+    except RefusedError as error:
+        return str(error).removeprefix("no allowance: ")
+    except StoreError:
+        return None  # doctor names what is damaged
+    return None
+
+
 def describe(status: Status) -> str:
     """The status for a person, a line a fact."""
     live = status.live
+    none = [] if status.no_allowance is None else [f"allowance  none: {status.no_allowance}"]
     lines = [
         f"node       {status.node_id}",
         f"log        {status.origin}",
@@ -171,6 +191,7 @@ def describe(status: Status) -> str:
         f"sealed     {status.sealed} entries",
         f"receipted  {status.receipted} entries",
         f"waiting    {status.spool_segments} segments, {status.spool_bytes} bytes",
+        *none,
     ]
     if live is not None:
         lines.append(f"chips      {len(live.chips)}, of which {len(live.unreadable)} cannot be read")

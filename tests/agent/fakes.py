@@ -82,6 +82,8 @@ class FakeVerifier:
         self.bundle: bytes | None = None
         """What it serves as roots and policies."""
         self.interfere: Callable[[str, Answer], Answer] = lambda _, answer: answer
+        self.organisation = "acme"
+        """For which hosts join."""
         self.lock = threading.Lock()
         trust = Trust(
             v=1,
@@ -114,7 +116,7 @@ class FakeVerifier:
         if key.name in self.logs:
             return self._answer("join", refusal(ProblemCode.ALREADY_ENROLLED))
         self.joined[key.name] = key.public_key
-        response = JoinResponse(origin=key.name, organisation="lab", site="north")
+        response = JoinResponse(origin=key.name, organisation=self.organisation, site="north")
         return self._answer("join", Answer(200, "application/json", None, encode(response)))
 
     def state(self, statement: bytes) -> Answer:

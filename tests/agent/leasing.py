@@ -117,7 +117,7 @@ class Leasing(FakeVerifier):
         run = None if body.run is None else self.hall.switch.runs[body.run]
         allowance = None
         if body.kind != "run":
-            allowance = AllowanceName(kind=body.kind, organisation="lab", lineage=body.lineage)
+            allowance = AllowanceName(kind=body.kind, organisation=self.organisation, lineage=body.lineage)
         fields: dict[str, Any] = {
             "allowance": allowance,
             "node_id": node_id,
@@ -173,6 +173,8 @@ class LeasingHost:
             "--recording", str(FIXTURE), KEYTURN_JOIN_TOKEN=TOKEN,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        self.told = done.stderr
+        """What ``enroll`` had to say."""
 
     def command(self, *words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -39,7 +39,7 @@ def test_enrolment_ends_with_a_receipt_for_the_genesis(host: Host, verifier: Fak
     assert genesis.body.agent_sha256 == code_sha256()
     assert (genesis.body.source, genesis.body.root_sha256, genesis.body.previous) == ("replay", None, None)
     assert (host.folder / "logs" / "1" / "0-1.receipt").exists()
-    assert read_enrolment(host.folder)[0].organisation == "lab"
+    assert read_enrolment(host.folder)[0].organisation == "acme"
 
 
 def test_state_is_for_nobody_else(host: Host) -> None:

@@ -54,8 +54,39 @@ def test_a_run_under_its_permit(host: LeasingHost, verifier: Leasing) -> None:
 def test_small_work_under_the_allowance_needs_nobody(host: LeasingHost) -> None:
     status, out, err = host.ran("--lineage", "aurora", "--", "sh", "-c", "echo small; sleep 1")
     assert (status, out) == (0, "small\n"), err
+    assert "allowance  none" not in host.status()
+    assert "ok    allowance   acme is an organisation of root version 1" in (
+        host.command("doctor", "--state", str(host.state)).stdout
+    )
+    assert host.told == ""
     (permit,) = [entry.body for entry in host.entries() if isinstance(entry, Permit)]
     assert (permit.kind, permit.lineage, permit.spec) == ("allowance", "aurora", NOTHING)
+
+
+def test_a_host_of_an_organisation_that_is_not_in_the_root_has_no_allowance(folder: Path, verifier: Leasing) -> None:
+    """Its verifier would give it one; it says so itself, and asks for none."""
+    verifier.organisation = "\N{CYRILLIC SMALL LETTER A}cme"
+    said = "expected acme, hosting or state, got '\\u0430cme'"
+    with leasing_host(folder, verifier) as host:
+        assert "keyturn-agent: hint: no allowance: the host isn't of an organisation in the root" in host.told
+        for kind in (["--lineage", "aurora"], ["--diagnostics"]):
+            status, out, err = host.ran(*kind, "--", "echo", "started")
+            assert (status, out) == (1, ""), err
+            assert "no allowance: " in err
+            assert said in err
+            assert "hint: keyturn explain organisation" in err
+        assert not any(isinstance(entry, Permit) for entry in host.entries())
+        assert f"allowance  none: the host isn't of an organisation in the root in force, root version 1 ({said})" in (
+            host.status()
+        )
+        examined = host.command("doctor", "--state", str(host.state)).stdout.splitlines()
+        (line,) = [line for line in examined if " allowance " in line]
+        assert line.startswith("warn  allowance   no allowance: the host isn't of an organisation in the root")
+        assert said in line
+        argv = ["sh", "-c", "echo started"]
+        openings, spec = host.openings(argv)
+        status, out, err = host.ran("--run", verifier.approved(spec=spec), "--openings", openings, "--", *argv)
+        assert (status, out) == (0, "started\n"), err
 
 
 def test_a_run_that_nobody_approved_is_refused(host: LeasingHost, verifier: Leasing) -> None:

@@ -27,7 +27,7 @@ class Place:
         self.hall.start(self.run)
         self.hall.suspend(self.run)
         self.hall.resume(self.run, "lab-a/bob", "operator-b/eve", "office/ivy")
-        self.wanted = Wanted("run", self.run, None, "lab", NODE, BOOT, NONCE, CHIPS)
+        self.wanted = Wanted("run", self.run, None, "acme", NODE, BOOT, NONCE, CHIPS)
 
     def opened(self, run: str | None) -> Opened:
         return open_permit_bundle(parse_permit_bundle(self.hall.bundle(run)), self.hall.root, NAME)
@@ -65,7 +65,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "for any type": {"dtypes": []},
     "under the allowance": {
         "run": None,
-        "allowance": AllowanceName(kind="allowance", organisation="lab", lineage="a"),
+        "allowance": AllowanceName(kind="allowance", organisation="acme", lineage="a"),
         "epoch": 0,
     },
 }
@@ -101,17 +101,30 @@ def test_a_lease_under_which_nothing_is_left(place: Place) -> None:
 
 
 def test_an_allowance_of_another_organisation_or_lineage(place: Place) -> None:
-    wanted = Wanted("allowance", None, "aurora", "lab", NODE, BOOT, NONCE, CHIPS)
-    good = AllowanceName(kind="allowance", organisation="lab", lineage="aurora")
+    wanted = Wanted("allowance", None, "aurora", "acme", NODE, BOOT, NONCE, CHIPS)
+    good = AllowanceName(kind="allowance", organisation="acme", lineage="aurora")
     fields: dict[str, Any] = {"wanted": wanted, "run": None, "epoch": 0, "dtypes": [], "ttl_s": 3600}
     assert place.check(**fields, allowance=good).allowance == good
     for other in (
         AllowanceName(kind="allowance", organisation="other", lineage="aurora"),
-        AllowanceName(kind="allowance", organisation="lab", lineage="borealis"),
-        AllowanceName(kind="diagnostics", organisation="lab", lineage=None),
+        AllowanceName(kind="allowance", organisation="acme", lineage="borealis"),
+        AllowanceName(kind="diagnostics", organisation="acme", lineage=None),
     ):
         with pytest.raises(RefusedError):
             place.check(**fields, allowance=other)
+
+
+@pytest.mark.parametrize("kind", ["allowance", "diagnostics"])
+@pytest.mark.parametrize("invented", ["initech", "Acme", "\N{CYRILLIC SMALL LETTER A}cme"], ids=ascii)
+def test_an_allowance_of_an_organisation_that_is_not_in_the_root(place: Place, invented: str, kind: Any) -> None:
+    """Also where verifier and enrolment agree on the name: nobody who signed the root has heard of it."""
+    lineage = "aurora" if kind == "allowance" else None
+    name = AllowanceName(kind=kind, organisation=invented, lineage=lineage)
+    fields: dict[str, Any] = {"run": None, "epoch": 0, "dtypes": [], "ttl_s": 3600, "allowance": name}
+    with pytest.raises(RefusedError, match="expected acme, hosting or state, got '") as caught:
+        place.check(wanted=Wanted(kind, None, lineage, invented, NODE, BOOT, NONCE, CHIPS), **fields)
+    # There is nothing to look for again: this is the root that the host has.
+    assert (caught.value.code, isinstance(caught.value, BehindError)) == ("organisation", False)
 
 
 def test_wall_clock_gates_the_start(place: Place) -> None:

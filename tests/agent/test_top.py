@@ -65,7 +65,7 @@ def status(**more: object) -> Status:
     changed = {name: more.pop(name) for name in list(more) if name in Live.__struct_fields__}
     base = Status(
         node_id="n", origin="v.example.org/node/n/1", incarnation=1, incarnation_reason="enrolled", verifier="https://v",
-        source="nvml", trust_sha256="00", root_sha256=None, running_pid=77,
+        source="nvml", trust_sha256="00", root_sha256=None, no_allowance=None, running_pid=77,
         sealed=8, receipted=7, spool_segments=1, spool_bytes=99,
         live=msgspec.structs.replace(live, **changed),
     )  # fmt: skip

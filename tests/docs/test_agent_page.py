@@ -38,5 +38,5 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_every_check_is_explained() -> None:
-    sources = "".join((PACKAGE / name).read_text() for name in ("doctor.py", "doctor_assurance.py", "doctor_nvml.py"))
+    sources = "".join(path.read_text() for path in PACKAGE.glob("doctor*.py"))
     assert rows("Doctor") == set(re.findall(r'name="([a-z]+)"', sources))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from keyturn_agent.errors import RefusedError
+from keyturn_agent.switch.entitlement import check_allowance
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.lease import Lease, lease_subject, open_lease
@@ -81,8 +82,10 @@ def check_lease(data: bytes, wanted: Wanted, opened: Opened, epoch: int, sequenc
 
 
 def _check_terms(lease: Lease, opened: Opened) -> None:
-    """That it lives no longer, and allows no more, than what was signed by the parties."""
+    """That it lives no longer, allows no more, and is for nobody else, than what was signed by the parties."""
     run = opened.run
+    if lease.allowance is not None:
+        check_allowance(opened.standing, lease.allowance.organisation)
     longest_s = opened.authority.policies[-1][2].allowance.lease_s if run is None else run.tier.lease_s
     if lease.ttl_s > longest_s:
         raise _bad(f"that lives longer than the policy lets it (expected at most {longest_s} s, got {lease.ttl_s})")

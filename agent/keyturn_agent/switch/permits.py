@@ -5,6 +5,7 @@ from typing import Final
 from keyturn_agent.errors import RefusedError, UnreachableError
 from keyturn_agent.ports import SwitchVerifier
 from keyturn_agent.switch.asking import Told
+from keyturn_agent.switch.entitlement import check_allowance
 from keyturn_agent.switch.errands import Done, Errands
 from keyturn_agent.switch.jobs import Jobs, Live
 from keyturn_agent.switch.lease_answer import RETRY_S
@@ -92,15 +93,20 @@ class Permits:
             live.heard = heard_stop(opened.run, live.heard, opened.bundle.time_us, now)
 
     def check_start(self, live: Live) -> None:
-        """That the permit that was seen lets this job begin, here and with what it says that it starts.
+        """That the permit that was seen lets this job begin, here and with what it says that it starts; without a run,
+        that this host has an allowance.
 
         :raises RefusedError: it doesn't.
         """
-        ask, run = live.ask, None if live.opened is None else live.opened.run
-        if ask is None or run is None:
+        ask, opened, here = live.ask, live.opened, self._jobs.store.enrolment
+        if ask is None or opened is None:
+            return
+        run = opened.run
+        if run is None:
+            check_allowance(opened.standing, here.organisation)
             return
         check_run(run, self._jobs.now().time_us)
-        check_place(run, self._jobs.store.enrolment.site, tuple(live.job.chips))
+        check_place(run, here.site, tuple(live.job.chips))
         start = Start(ask.argv, live.digests, {p: d for p, d in ask.told.items() if p not in live.digests})
         checks = check_spec(run.spec, ask.openings, start)
         check_wanted(checks, run.tier.verified, run.spec)
