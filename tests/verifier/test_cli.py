@@ -20,6 +20,7 @@ from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import VerifierError
 from tests.support.descriptors import descriptors
 from tests.support.node import Node
+from tests.support.office import Office
 from tests.support.verifier import DEPLOYMENT, Served, Verifier, call, run
 
 
@@ -119,6 +120,21 @@ def test_a_token_is_printed_once_and_listed_without_its_secret(folder: Path) -> 
     assert call("token", "revoke", "--state", folder, "join-1").returncode == 0
     assert "revoked" in call("token", "list", "--state", folder).stdout
     assert call("token", "revoke", "--state", folder, "join-1").returncode == 2
+
+
+def test_a_join_token_for_an_organisation_that_is_not_in_the_root_says_so(tmp_path: Path) -> None:
+    def made(verifier: Verifier, organisation: str) -> tuple[str, str]:
+        token = call("token", "create", "--state", verifier.state, "--organisation", organisation, "--site", "fra1")
+        assert re.fullmatch(r"ktj_[\w-]{43}\n", token.stdout), token.stderr
+        return token.stdout, token.stderr
+
+    with Verifier(tmp_path) as verifier:
+        assert made(verifier, "Acme")[1] == "", "there is no root yet that could have it"
+        Office.opened(verifier)
+        assert made(verifier, "acme")[1] == ""
+        said = made(verifier, "Acme")[1]
+    assert said.startswith("keyturn: hint: hosts that join with this get no allowance: ")
+    assert "(expected acme, hosting or state, got 'Acme')" in said
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from typing import NoReturn, cast
 
 from sqlalchemy.exc import DBAPIError
 
+from keyturn_protocol.authority import Refused
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment
+from keyturn_protocol.lease_rules import check_organisation
 from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
-from keyturn_verifier import config, doctor, keyfiles, logs, operators, state, tokens
+from keyturn_verifier import config, doctor, keyfiles, logs, operators, people, state, tokens
 from keyturn_verifier.cli_operator import add_operator
 from keyturn_verifier.cli_root import add_root
 from keyturn_verifier.clock import wall_clock
@@ -152,11 +154,18 @@ def _token_create(options: argparse.Namespace) -> None:
         if not value or len(value) > TEXT_CHARS or not value.isprintable():
             raise UsageError(f"--{flag}: must be 1 to {TEXT_CHARS} printable characters")
     with state.opened(config.load(options.state)) as engine, writing(engine) as connection:
+        standing = people.newest_root(connection)
         if joining:
             token = tokens.create_join(connection, options.organisation, options.site, hosts, now_us, expires_us)
         else:
             token = tokens.create_reader(connection, cast(tokens.Role, options.role), now_us, expires_us)
     print(token)
+    if joining and standing is not None:
+        try:
+            check_organisation(standing, options.organisation)
+        except Refused as error:
+            # Hosts are metered all the same: nobody has to be a party for that.
+            print(f"keyturn: hint: hosts that join with this get no allowance: {error}", file=sys.stderr)
 
 
 def _token_list(options: argparse.Namespace) -> None:

@@ -8,11 +8,13 @@ from sqlalchemy import Connection, or_, select
 from keyturn_protocol.api_read import ReplacementItem, StatementItem
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.cosignature import parse_cosignature, parse_receipt
-from keyturn_protocol.dsse import Envelope
+from keyturn_protocol.dsse import Envelope, parse_envelope
 from keyturn_protocol.ids import LogName, NodeId, parse_origin
 from keyturn_protocol.keys import SignatureType
 from keyturn_protocol.links import Link, Links, NodeLogs, Received, named
+from keyturn_protocol.root import Root, Standing, stand
 from keyturn_protocol.segment import ChainState
+from keyturn_protocol.statements import parse_payload
 from keyturn_protocol.totals import Moment
 from keyturn_verifier.db.statement_tables import node_replacement, statement
 from keyturn_verifier.db.tables import log, segment
@@ -33,6 +35,17 @@ def statements(connection: Connection, after: int, limit: int, run: str | None) 
     if run is not None:
         query = query.where(statement.c.run == run)
     return [_item(row) for row in connection.execute(query)]
+
+
+def newest_root(connection: Connection) -> Standing | None:
+    """The root in force, as it is stored; None before there is one."""
+    query = select(statement.c.envelope).where(statement.c.kind == "root").order_by(statement.c.leaf.desc()).limit(1)
+    data = connection.execute(query).scalar()
+    if data is None:
+        return None
+    envelope = parse_envelope(bytes(data))
+    root = parse_payload(envelope.kind, envelope.payload)
+    return stand(root, envelope.hash.hex()) if isinstance(root, Root) else None
 
 
 def envelope_of(connection: Connection, sha256: bytes) -> bytes | None:
