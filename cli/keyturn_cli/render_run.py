@@ -44,14 +44,16 @@ def screen(view: View, openings: Openings | None, served: RunView | None) -> Lin
         lines.extend("open", proposal(digest, one, standing))
     for call in run.calls:
         who = switch_text.person(call.person, standing)
-        lines.add("suspended", f"by {who}, {moment(call.time_us)}, to stop at {moment(call.alone_us)}  [{call.hash}]")
+        lines.add("suspended", f"by {who}, {moment(call.time_us)}  [{call.hash}]")
     if run.voided is not None:
         lines.add("suspended", f"by root sha256:{run.voided[0]}: keys that the permit rests on are compromised")
     if run.ended is not None:
         lines.add("ended", f"{moment(run.ended.time_us)}: {clean(run.ended.why, 2_000)}")
     if served is not None and run.permit is not None:
         charged(lines, served, view.at_us)
-    if run.permit is not None and run.ended is None:
+    if run.stop_at_us is not None and run.ended is None:
+        lines.add("stopped" if run.stop_at_us <= view.at_us else "stops", stops(run, run.stop_at_us))
+    elif run.permit is not None and run.ended is None:
         lines.add("to stop", to_stop(run))
     if served is not None:
         findings(lines, served)
@@ -219,6 +221,12 @@ def proposal(digest: str, one: Open, standing: Standing) -> list[str]:
 def deadline_us(asked_us: int, decide_s: int) -> int:
     """The last moment at which a decision counts."""
     return asked_us + decide_s * 1_000_000
+
+
+def stops(run: Run, at_us: int) -> str:
+    """When a suspended run stops, and how sure that is."""
+    latest_us = at_us + run.tier.lease_s * 1_000_000
+    return f"all hosts that can be reached at {moment(at_us)}; any other at the latest {moment(latest_us)}"
 
 
 def to_stop(run: Run) -> str:

@@ -1,14 +1,19 @@
 """``exec`` end to end: a real agent, a real gate, real commands, and a verifier that leases."""
 
+import os
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from keyturn_agent.switch import lease_files
+from keyturn_agent.switch.asking import Attach, Refused, line, to_exec
 from keyturn_agent.switch.spec import NOTHING
 from keyturn_protocol.entries import Permit
 from keyturn_protocol.policy import Stop
@@ -202,3 +207,50 @@ def test_agent_killed_the_run_goes_on_and_is_charged_for_it(enforced: LeasingHos
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "term\n"
     until(lambda: enforced.leases()[-1].body.event == "final")
+
+
+def test_agent_killed_the_next_one_hears_whoever_started_the_run(host: LeasingHost, verifier: Leasing) -> None:
+    """So that a run which wants to obey where the gate only observes still does."""
+    run = verifier.approved()
+    process = begun(host, "--obey", "--run", run)
+    host.kill()
+    host.start()
+    assert process.stderr is not None
+    said = [next(text for text in process.stderr if word in text) for word in ("went away", "is back")]
+    assert said == ["keyturn: the agent went away; the run goes on under its lease\n", "keyturn: the agent is back\n"]
+    soon = time.time_ns() // 1000
+    verifier.say(lambda hall: hall.suspend(run, "office/ivy", soon))
+    verifier.say(lambda hall: hall.suspend(run, "operator-b/eve", soon))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (9, "term\n"), err
+    assert "SIGTERM: suspended by office/ivy, operator-b/eve" in err
+    assert "charged" in err
+    assert host.leases()[-1].body.event == "final"
+
+
+def test_nobody_else_attaches_to_a_run(host: LeasingHost, verifier: Leasing) -> None:
+    """Its job's number is in its environment, and says nothing of who reads it."""
+    process = begun(host, "--run", verifier.approved())
+    job = lease_files.load(host.state).jobs[0]
+    process.kill()  # and nobody is there to end it but the gate
+    process.wait()
+    with closing(socket.socket(socket.AF_UNIX)) as knocking:
+        knocking.settimeout(30)
+        knocking.connect(str(host.socket))
+        knocking.sendall(line(Attach(job=job.job)))
+        answer = to_exec(knocking.recv(65_536).strip())
+    assert isinstance(answer, Refused)
+    assert answer.code == "no_job"
+    assert job.place is not None
+    os.kill(job.place.pid, signal.SIGKILL)
+    until(lambda: host.leases()[-1].body.event == "final")
+
+
+def test_an_agent_that_lost_the_lease_stops_a_run_that_obeys(host: LeasingHost, verifier: Leasing) -> None:
+    process = begun(host, "--obey", "--run", verifier.approved())
+    host.kill()
+    lease_files.keep(host.state, lease_files.NOTHING)
+    host.start()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (9, "term\n"), err
+    assert "SIGTERM: the agent knows no lease of it" in err

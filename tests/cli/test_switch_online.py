@@ -131,7 +131,8 @@ def on_a_terminal(line: list[Any], typed: bytes) -> tuple[int, str]:
     """Run the program with a terminal, type something, and read the screen."""
     master, slave = pty.openpty()
     program = [sys.executable, "-m", "keyturn_cli", *map(str, line)]
-    environment = os.environ | {"COLUMNS": "60", "TERM": "dumb"}
+    # A dumb terminal has 80 columns unless both are said.
+    environment = os.environ | {"COLUMNS": "60", "LINES": "25", "TERM": "dumb"}
     process = subprocess.Popen(program, stdin=slave, stdout=slave, stderr=slave, env=environment, close_fds=True)
     os.close(slave)
     os.write(master, typed)
@@ -176,3 +177,17 @@ def test_a_request_is_sent_with_its_salts_kept(office: Office, asking: Path, key
     assert keyturn("statement", "send", signed)[0] == 0
     assert office.view(run).label == "a"
     assert isinstance(office.make_request(), Request)
+
+
+def test_two_organisations_stop_a_run_now_and_the_screen_says_when(office: Office, asking: Path, keyturn: Cli) -> None:
+    run = office.approved()
+    for who, there in (("office/ivy", ("stops", "at the latest")), ("operator-b/eve", ("stopped", "all hosts"))):
+        words = ("suspend", run, "--key", key_file(asking, who), "--reason", "an incident", "--stop-at", "now")
+        assert keyturn(*words, "--expect", run)[0] == 0
+        code, out, _ = keyturn("show", run)
+        assert code == 0
+        (line,) = [text for text in out.splitlines() if text.startswith(there[0])]
+        assert there[1] in line
+        assert "to stop" not in out
+    suspended = [text for text in out.splitlines() if text.startswith("suspended")]
+    assert line.split(" reached at ")[1][:20] == suspended[1].split(", ")[2][:20]  # when the second one said so

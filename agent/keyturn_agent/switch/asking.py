@@ -8,6 +8,7 @@
          ← {"type":"stop",…}             to exec: when the run stops, and why
     exec → {"type":"ended","status":0}
          ← {"type":"over",…}             what was charged
+    exec → {"type":"attach","job":"…"}   to an agent that was started again: as if it had asked this one
 
 or ``{"type":"refused",…}`` at any point, which is the last word. Who is at the other end the kernel says.
 """
@@ -54,6 +55,12 @@ class Begin(Record, frozen=True, kw_only=True, tag_field="type", tag="begin"):
     """The process that becomes the command says that it is in place."""
 
     token: Hex32
+
+
+class Attach(Record, frozen=True, kw_only=True, tag_field="type", tag="attach"):
+    """The one that started a job is back: it was another agent, or none, meanwhile."""
+
+    job: Job
 
 
 class Ended(Record, frozen=True, kw_only=True, tag_field="type", tag="ended"):
@@ -111,7 +118,7 @@ class Refused(Record, frozen=True, kw_only=True, tag_field="type", tag="refused"
     retry: bool
 
 
-ToAgent = Ask | Begin | Ended
+ToAgent = Ask | Begin | Attach | Ended
 ToExec = Told | Leased | Go | Stopping | Over | Refused
 
 
@@ -136,6 +143,7 @@ __all__ = [
     "FILES",
     "LINE_BYTES",
     "Ask",
+    "Attach",
     "Begin",
     "Ended",
     "Go",

@@ -1,7 +1,8 @@
 """``keyturn-agent exec``: asks the agent for a lease, starts the command when it has one, and says why it stops.
 
 The command's exit status is ours. What stops it is the gate, or, where that only observes and the run wants to obey
-all the same, this process. If the agent goes away meanwhile, the run goes on: its lease and the gate's timers hold.
+all the same, this process. If the agent goes away meanwhile, the run goes on: its lease and the gate's timers hold. An
+agent that is started again is told who we are, so that it is heard again.
 """
 
 import contextlib
@@ -15,12 +16,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from keyturn_agent.errors import RefusedError, UnreachableError, UsageError
 from keyturn_agent.switch.asking import (
     LINE_BYTES,
     Ask,
+    Attach,
     Ended,
     Leased,
     Over,
@@ -37,6 +39,10 @@ from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.values import SpecPart
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_AGAIN_S: Final = 0.25
+"""Between two looks for an agent that went away."""
+_KILL_S: Final = 60.0
+"""Between SIGTERM and SIGKILL, where no agent said how long."""
 _LAST_WORDS_S: Final = 20.0
 """How long the agent's last report is waited for, once the command has ended."""
 
@@ -91,6 +97,9 @@ class _Session:
     data: bytes = b""
     child: "subprocess.Popen[bytes] | None" = None
     place: Place = field(default_factory=Place)
+    job: str = ""
+    link: Literal["there", "away", "lost"] = "there"
+    """``away``: the agent went away, and the next one is looked for. ``lost``: that one doesn't know the command."""
     stop: _Stop | None = None
     over: Over | None = None
 
@@ -133,6 +142,7 @@ class _Session:
 
     def _start(self, leased: Leased) -> None:
         """Start the stub in the best place that there is; it becomes the command once the chips are open."""
+        self.job = leased.job
         env = os.environ | {"KEYTURN_LEASE": leased.lease, "KEYTURN_JOB": leased.job}
         if leased.notice is not None:
             env["KEYTURN_NOTICE"] = leased.notice
@@ -177,21 +187,37 @@ class _Session:
                     if self.agent is not None and self.agent not in selector.get_map():
                         selector.register(self.agent, selectors.EVENT_READ)
                     ready = selector.select(self._until())
+                    if self.link == "away" and self.agent is None:
+                        self._attach()
                     if any(key.fileobj is self.agent for key, _ in ready):
                         agent = self.agent
                         for message in self._hear(0):
                             self._note(message)
                         if self.agent is None and agent is not None:
                             selector.unregister(agent)
-                            _say("the agent went away; the run goes on under its lease")
+                            self._gone()
                     self._obey()
         finally:
             os.close(pidfd)
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
+    def _gone(self) -> None:
+        """The agent has hung up."""
+        if self.link == "there" and self.over is None:
+            self.link = "away"
+            _say("the agent went away; the run goes on under its lease")
+
+    def _attach(self) -> None:
+        """Look for the agent that follows on the one that went away."""
+        with contextlib.suppress(UnreachableError, OSError):
+            agent = _connect(self.command.socket)
+            agent.sendall(line(Attach(job=self.job)))
+            self.agent = agent
+
     def _note(self, message: ToExec) -> None:
         match message:
             case Told(text=text):
+                self.link = "there"
                 _say(text)
             case Stopping():
                 now = time.monotonic()
@@ -201,16 +227,28 @@ class _Session:
                 _say(f"this run {how} in {message.in_ms / 1000:.0f} s: {message.why}")
             case Refused():
                 _say(f"refused: {message.detail}")
+                if self.link == "away":
+                    self.link = "lost"
+                    if self.agent is not None:
+                        self.agent.close()
+                        self.agent = None
+                    now = time.monotonic()
+                    # It has no lease of which anybody knows: who wants to obey doesn't go on without one.
+                    self.stop = self.stop or _Stop(
+                        now, now + _KILL_S, "the agent knows no lease of it any more", enforced=False
+                    )
             case Over():
                 self.over = message
             case _:
                 pass
 
     def _until(self) -> float | None:
+        again = _AGAIN_S if self.link == "away" and self.agent is None else None
         if self.stop is None or self.stop.enforced or not self.command.obey:
-            return None
+            return again
         moment = self.stop.kill_at if self.stop.termed else self.stop.at
-        return max(0.05, moment - time.monotonic())
+        left = max(0.05, moment - time.monotonic())
+        return left if again is None else min(left, again)
 
     def _obey(self) -> None:
         """Stop the command ourselves, where nobody else does and the run wants it."""

@@ -15,7 +15,7 @@ from keyturn_agent.ports import Clock, Sample, SwitchVerifier
 from keyturn_agent.status import LiveGate, LiveLease
 from keyturn_agent.store import Store
 from keyturn_agent.switch import scope
-from keyturn_agent.switch.asking import Ask, Begin, Ended, Stopping, Told
+from keyturn_agent.switch.asking import Ask, Attach, Begin, Ended, Stopping, Told
 from keyturn_agent.switch.door import Door, Heard, Visitor
 from keyturn_agent.switch.ending import Ending, alive, tell_refusal
 from keyturn_agent.switch.errands import Done, Errands
@@ -140,6 +140,8 @@ class Lessee:
                     tell_refusal(heard.visitor, error)
             case Begin(token=token):
                 self._begin_run(heard.visitor, token)
+            case Attach(job=job):
+                self._attach(heard.visitor, job)
             case Ended(status=status):
                 for live in self._jobs.of(heard.visitor):
                     why = stopped_by(live.stop, self._jobs.now())
@@ -197,6 +199,21 @@ class Lessee:
         live.move(Phase.STARTING)
         # After this an agent that is started again knows whose processes these are; nothing of theirs has begun.
         self._jobs.keep()
+
+    def _attach(self, visitor: Visitor, job: str) -> None:
+        """Whoever started a job under the agent before this one hears of it again, and may say that it has ended."""
+        live = self._jobs.get(job)
+        place = None if live is None else live.job.place
+        # Its child is told by the kernel: the job's number is in the environment of the run, for anybody to read.
+        if live is None or live.visitor is not None or place is None or scope.parent_of(place.pid) != visitor.pid:
+            tell_refusal(visitor, RefusedError("no_job", "no such command runs under a lease here"))
+            return
+        live.visitor = visitor
+        live.warned = False
+        live.tell(Told(text="the agent is back"))
+        if live.phase is Phase.ENDING:
+            enforced, kill_s = self._gating.enforces, self._timers.times(live).kill_s
+            live.tell(Stopping(in_ms=0, kill_s=kill_s, enforced=enforced, why=live.job.why))
 
     # -- one step of a job
 

@@ -111,6 +111,14 @@ def target_of(pid: int, uid: int, root: Path = PROC) -> Target:
     return Target(pid, start, None, session)
 
 
+def parent_of(pid: int, root: Path = PROC) -> int | None:
+    """Who started a process, and has been there ever since; None if it can't be looked at."""
+    try:
+        return int((root / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def alive(target: Target, root: Path = PROC) -> bool:
     """Whether anything of a run is left."""
     if target.cgroup is not None:
@@ -158,4 +166,13 @@ def _read(path: Path) -> str:
         return ""
 
 
-__all__: Sequence[str] = ("SCHEDULERS", "Place", "alive", "hierarchies", "places", "scope_name", "target_of")
+__all__: Sequence[str] = (
+    "SCHEDULERS",
+    "Place",
+    "alive",
+    "hierarchies",
+    "parent_of",
+    "places",
+    "scope_name",
+    "target_of",
+)
