@@ -129,6 +129,7 @@ def _statement(
     if isinstance(statement, Replacement):
         fold.links.admit(statement, enrolled=statement.old in enrolled)
         fold.links.add(_link(statement, leaf))
+        fold.switch.replace(statement)
 
 
 def _take(switch: Switch, leaf: Statement, envelope: Envelope, statement: Says, trust: Trust) -> None:

@@ -50,6 +50,7 @@ class Why(StrEnum):
     NOT_YET = "not_yet"
     UNKNOWN_CHIP = "unknown_chip"
     ORGANISATION = "organisation"
+    REPLACED = "replaced"
 
 
 class Refused(ProtocolError):

@@ -3,6 +3,8 @@
 Whoever issues leases follows them, and whoever audits a verifier holds every lease against them.
 """
 
+from collections.abc import Mapping
+
 from keyturn_protocol.authority import Authority, Why, refuse
 from keyturn_protocol.entry_inventory import InventoryBody
 from keyturn_protocol.ids import parse_origin
@@ -52,6 +54,17 @@ def check_rules(
     if lease.time_us != time_us:
         # The lease's own time says until when its chips and what it allows count as taken.
         raise refuse(Why.STALE, "of another time than its leaf", expected=time_us, got=lease.time_us)
+
+
+def check_node(asked: Asked, replaced: Mapping[str, str]) -> None:
+    """That a node may have leases at all. One that was replaced is another by now, which asks for itself.
+
+    :param replaced: node → which one its host became.
+    :raises Refused: ``replaced``.
+    """
+    node = parse_origin(asked.origin).node_id
+    if (new := replaced.get(node)) is not None:
+        raise refuse(Why.REPLACED, "another node is what this host became", expected=new, got=node)
 
 
 def check_organisation(standing: Standing, organisation: str) -> None:

@@ -15,7 +15,7 @@ from keyturn_protocol.entry_switch import LeaseBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin
 from keyturn_protocol.lease import Lease
-from keyturn_protocol.lease_rules import check_rules, limits_of
+from keyturn_protocol.lease_rules import check_node, check_rules, limits_of
 from keyturn_protocol.leases import Asked, Irregular, Ledger
 from keyturn_protocol.lifecycle import ALIVE, Run, State, started, state
 from keyturn_protocol.limits import PENDING
@@ -47,6 +47,8 @@ class Switch:
         """By the hash of their request."""
         self.ledger = Ledger()
         """What leases took of budgets and of the allowance."""
+        self.replaced: dict[str, str] = {}
+        """Node → which one its host became, as an operator signed."""
         self.index = -1
         """Of the last leaf taken."""
         self._subjects: dict[str, str] = {}
@@ -108,6 +110,8 @@ class Switch:
         self._subjects.update(change.subjects)
         self._said.add(bytes.fromhex(logged.hash))
         self._open.update(change.runs)
+        if isinstance(logged.statement, Replacement):
+            self.replace(logged.statement)
         if isinstance(logged.statement, (Root, Policy)):
             self._open = {digest for digest in self._open if self._alive(digest, logged.time_us)}
         self.index = logged.index
@@ -115,6 +119,10 @@ class Switch:
     def take(self, logged: Logged) -> None:
         """:meth:`decide` and :meth:`apply`; raises what the former does, and then changes nothing."""
         self.apply(logged, self.decide(logged))
+
+    def replace(self, said: Replacement) -> None:
+        """Take a replacement from before there was a root, whose signatures by operators the caller has checked."""
+        self.replaced.setdefault(said.old, said.new)
 
     def begin(self, run: str, index: int, time_us: int) -> None:
         """Take the leaf of a run's first lease.
@@ -140,6 +148,7 @@ class Switch:
         self._check_order(index)
         run = None if lease.run is None else self.run_of(lease.run)
         charged = 0 if run is None else self.ledger.charged_tflop(run.hash)
+        check_node(asked, self.replaced)
         check_rules(self.authority, run, lease, asked, charged_tflop=charged, index=index, time_us=time_us)
         self.ledger.check(lease, asked, limits_of(self.authority, run, index), time_us)
 

@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 
-from keyturn_protocol.audit import Report, open_manifest, tasks
+from keyturn_protocol.audit import Report, audit, open_manifest, tasks
 from keyturn_protocol.audit_log import audit_log
 from keyturn_protocol.audit_tree import audit_verifier_log
+from keyturn_protocol.chips import chip_table
 from keyturn_protocol.findings import FindingCode
 from keyturn_protocol.lease import AllowanceName
 from keyturn_protocol.lifecycle import State
+from keyturn_protocol.statements import Replacement
 from tests.support.bundles import Bundle
 from tests.support.hosts import Key
 from tests.support.leased_site import LeasedSite
 from tests.support.metered import Metered, tflop
 from tests.support.parties import BEGIN, DAY, changed, root, tier
+from tests.support.people import OPERATORS, replaces
 
 ROW = 8
 """TFLOP of ten busy seconds come to less than 10^4."""
@@ -100,6 +103,14 @@ class TestHonest:
         found = audit_log(bundle, pickled(task))
         assert found.gathered.words
         assert pickled(found).gathered == found.gathered
+
+
+def replaced(site: LeasedSite, old: Metered, new: Metered) -> None:
+    """An operator says that a host became another node."""
+    ids = {"old": old.name.node_id, "new": new.name.node_id}
+    said = Replacement(v=1, deployment=site.name, root=site.hall.root, time_us=0, reason="a new disk", **ids)
+    site.hall.say(said, "operator-b/eve")
+    site.catch_up()
 
 
 def asked(site: LeasedSite, seed: str = "a") -> Metered:
@@ -239,6 +250,48 @@ class TestVerifier:
         site.receive(host)
         site.issue(host, 10, allowance=AllowanceName(kind="allowance", organisation="acme", lineage="aurora"))
         refused(site, "organisation: the host isn't of an organisation in the root in force, root version 2")
+
+    @pytest.mark.parametrize("kind", ["run", "allowance", "diagnostics"])
+    def test_a_lease_for_a_node_that_was_replaced(self, kind: Any) -> None:
+        site = LeasedSite()
+        host, new = site.host("a"), site.host("b")
+        lease = site.leased(host, 10)
+        host.say(lease, "final")
+        site.receive(host)
+        replaced(site, host, new)
+        passes(site)
+        if kind == "run":
+            site.leased(host, 20)
+        else:
+            lineage = "aurora" if kind == "allowance" else None
+            host.ask_allowance(host.uuids, lineage)
+            site.receive(host)
+            site.issue(host, 10, allowance=AllowanceName(kind=kind, organisation="acme", lineage=lineage))
+        old_id, new_id = host.name.node_id, new.name.node_id
+        refused(site, f"replaced: another node is what this host became (expected {new_id}, got {old_id})")
+
+    def test_a_renewal_for_a_node_that_was_replaced(self) -> None:
+        site = LeasedSite()
+        host, new = site.host("a"), site.host("b")
+        site.leased(host, 10)
+        replaced(site, host, new)
+        site.leased(host, 20)
+        refused(site, "replaced: another node is what this host became")
+
+    def test_a_lease_for_a_node_that_was_replaced_before_there_was_a_root(self) -> None:
+        """To who pinned the operators of then: nobody else can say whether they could."""
+        hosts: list[Metered] = []
+
+        def before(site: LeasedSite) -> None:
+            hosts.extend(site.host(seed) for seed in "ab")
+            site.say(replaces(hosts[0].name.node_id, hosts[1].name.node_id))
+
+        site = LeasedSite(before=before)
+        site.leased(hosts[0], 10)
+        bundle = site.export()
+        report = audit(bundle, bundle.trust, chip_table(), operators=OPERATORS, root_sha256=site.hall.root)
+        assert any("replaced: another node is what this host became" in reason for reason in report.reasons)
+        assert (report.outcome, site.audit(bundle).outcome) == ("contradicted", "undecided")
 
     def test_a_lease_by_another_key(self) -> None:
         site = LeasedSite()

@@ -10,6 +10,7 @@
 The verifier here issues whatever it is told to: what it shouldn't have, an audit must find.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from keyturn_protocol.audit import Report, audit
@@ -32,11 +33,20 @@ LEASE_KEY = Key("service lease")
 class LeasedSite(Site):
     """With a run that is approved for ``budget_tflop``."""
 
-    def __init__(self, budget_tflop: int = 10**6, *, tiers: list[Tier] | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        budget_tflop: int = 10**6,
+        *,
+        tiers: list[Tier] | None = None,
+        before: Callable[["LeasedSite"], None] = lambda _: None,
+        **changes: Any,
+    ) -> None:
         """
+        :param before: what happens before there is a root.
         :param changes: of the run's scope.
         """
         super().__init__(NAME)
+        before(self)
         services = Services(
             log_vkey=str(self.log_vkey), receipt_vkey=str(self.receipt_vkey), lease_vkey=service("lease", 1)
         )

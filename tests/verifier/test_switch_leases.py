@@ -10,15 +10,20 @@ from sqlalchemy import text
 
 from keyturn_protocol.api import FindingItem
 from keyturn_protocol.api_switch import LEASES, LeaseItem, LeaseRequest, RunItem
+from keyturn_protocol.audit import audit
 from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.chips import chip_table
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
-from keyturn_verifier import leasing, switch_state
-from keyturn_verifier.db.engine import writing
+from keyturn_protocol.statements import Replacement
+from keyturn_verifier import leasing, operators, switch_state
+from keyturn_verifier.check import check
+from keyturn_verifier.db.engine import reading, writing
 from tests.support.node import Reply
 from tests.support.office import Office
 from tests.support.parties import BEGIN, DAY, SECOND, tier
+from tests.support.people import ANNA, replaces
 from tests.support.starter import Starter, hash_of, spec
-from tests.support.verifier import DEPLOYMENT, Database, Verifier
+from tests.support.verifier import DEPLOYMENT, Database, FolderReader, Verifier
 from tests.verifier.test_health import metrics
 from tests.verifier.test_read import every
 
@@ -218,6 +223,48 @@ def test_invented_organisations_have_no_allowance_between_them(office: Office, v
     # Whose host it is says nothing about a run, which people decided about.
     assert Starter.enrolled(verifier, 8, organisation="initech").leased(office.approved()).allowance is None
     assert Starter.enrolled(verifier, 9).leased(None).allowance is not None
+
+
+def replacement(office: Office, old: Starter, new: Starter) -> Replacement:
+    ids = {"old": old.node.name.node_id, "new": new.node.name.node_id}
+    fields = {"v": 1, "deployment": DEPLOYMENT, "root": office.root, "time_us": office.verifier.clock()}
+    return Replacement(**fields, reason="a new disk", **ids)  # type: ignore[arg-type]
+
+
+def test_a_node_that_was_replaced_and_goes_on_gets_no_more_leases(
+    office: Office, verifier: Verifier, tmp_path: Path
+) -> None:
+    run = office.approved()
+    old, new = Starter.enrolled(verifier, 0), Starter.enrolled(verifier, 1)
+    lease = old.leased(run)
+    office.ok(replacement(office, old, new), "operator-b/eve")
+    before = verifier.count("lease_issued")
+    old.report(lease, 1, "adopted")
+    for asks in (run, None):
+        answer = old.get(old.ask(asks))
+        refused(answer, "replaced")
+        assert f"(expected {new.node.name.node_id}, got {old.node.name.node_id})" in answer.problem.detail
+    assert verifier.count("lease_issued") == before
+    # What it has it keeps, and says what that cost; the others go on.
+    old.report(lease, 5, "final")
+    assert office.view(run).charged_tflop == 5
+    assert new.leased(run).run == run
+    with reading(verifier.engine) as connection:
+        assert list(check(connection, verifier.trust)) == []
+    bundle = FolderReader(verifier.export(tmp_path / "out"))
+    assert audit(bundle, None, chip_table(), root_sha256=office.root).reasons == ()
+
+
+def test_a_node_that_was_replaced_before_there_was_a_root_gets_no_lease(verifier: Verifier) -> None:
+    operators.add(verifier.state, ANNA.text, "anna")
+    old, new = Starter.enrolled(verifier, 0), Starter.enrolled(verifier, 1)
+    said = replaces(old.node.name.node_id, new.node.name.node_id, deployment=DEPLOYMENT)
+    assert verifier.client.request("POST", "/v1/statements", said, content_type="application/json").status == 200
+    run = Office.opened(verifier).approved()
+    refused(old.get(old.ask(run)), "replaced")
+    assert new.leased(run).run == run
+    with reading(verifier.engine) as connection:
+        assert list(check(connection, verifier.trust, operators=operators.load(verifier.state))) == []
 
 
 def test_a_spec_that_the_host_has_to_check(verifier: Verifier) -> None:

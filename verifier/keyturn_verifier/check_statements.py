@@ -83,6 +83,7 @@ class _Again:
             check_place(said, self.trust.deployment, None)
             check_operators(envelope.kind)
             verify(envelope, operator_keys(self.operators, leaf.time_us))
+            self.switch.replace(said)
             return None
         logged = log_statement(envelope, said, leaf.index, leaf.time_us, self.switch.authority)
         self.switch.take(logged)

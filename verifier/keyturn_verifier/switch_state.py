@@ -154,7 +154,8 @@ class SwitchState:
         envelope = parse_envelope(row.envelope)
         said = parse_payload(envelope.kind, envelope.payload)
         if isinstance(said, Replacement) and self._switch.standing is None:
-            return  # signed by keys of the trust file: nothing of the switch
+            self._switch.replace(said)  # signed by keys of the trust file
+            return
         logged = log_statement(envelope, said, row.leaf, row.time_us, self._switch.authority)
         self._switch.take(logged)
         if isinstance(logged.statement, Root | Policy):

@@ -146,4 +146,8 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "The host was enrolled for an organisation that no party of the root in force is of, so it has no allowance.",
         "Enrol the host anew with a join token for an organisation of the root, or put its own into the next root.",
     ),
+    Why.REPLACED: (
+        "An operator signed that this host became another node, so that its old node gets no more leases.",
+        "Start it on the host as it is now, under its new node; keyturn node NODE shows which nodes a host was.",
+    ),
 }
