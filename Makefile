@@ -21,7 +21,7 @@ test: $(VENV)/.dev ## the tests
 # Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
 faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md
 	@mkdir -p build && rm -f build/faults.jsonl
-	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -n 2 --timeout 1800
+	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -v -n 2 --dist worksteal --timeout 1800
 	@$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 fuzz: $(VENV)/.dev ## every parser under a fuzzer that follows coverage (SECONDS=20 for each)
