@@ -21,12 +21,12 @@ from keyturn_verifier.db.tables import tree_checkpoint, tree_head, tree_leaf, tr
 from keyturn_verifier.errors import DamagedError
 from keyturn_verifier.keyfiles import SigningKey
 
-_HEAD: Final = 1
+HEAD: Final = 1
 """The id of the one row of ``tree_head``."""
 # Made once: SQLAlchemy takes longer to put a statement together than a database to run these.
-_READ: Final = select(tree_head.c.size, tree_head.c.frontier, tree_head.c.time_us).where(tree_head.c.id == _HEAD)
+_READ: Final = select(tree_head.c.size, tree_head.c.frontier, tree_head.c.time_us).where(tree_head.c.id == HEAD)
 _LOCK: Final = _READ.with_for_update()
-_MOVE: Final = update(tree_head).where(tree_head.c.id == _HEAD)
+_MOVE: Final = update(tree_head).where(tree_head.c.id == HEAD)
 _NEWEST: Final = (
     select(tree_checkpoint.c.size, tree_checkpoint.c.time_us).order_by(tree_checkpoint.c.size.desc()).limit(1)
 )
@@ -46,7 +46,7 @@ class Head:
 
 def create(connection: Connection, body: LeafBody, now_us: int) -> None:
     """Begin the log with its first leaf."""
-    connection.execute(insert(tree_head).values(id=_HEAD, size=0, frontier=b"", time_us=0))
+    connection.execute(insert(tree_head).values(id=HEAD, size=0, frontier=b"", time_us=0))
     append(connection, [body], now_us)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from backports import zstd
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import NoResultFound
 
 from keyturn_protocol.chips import ChipTable
 from keyturn_verifier.db.rollup_tables import rollup_cell, rollup_day, rollup_gap
@@ -23,9 +24,12 @@ _DAMAGED: Final = (msgspec.MsgspecError, zstd.ZstdError, ValueError, TypeError, 
 def check_sums(connection: Connection, table: ChipTable) -> Iterator[Difference]:
     """What stored sums say that rows don't. Sums of another version are nobody's word, and are made again."""
     state = feed.load(connection)
-    size = feed.size(connection)
     if state is None or state.version != version_of(table):
         return
+    try:
+        size = feed.size(connection)
+    except NoResultFound:
+        return  # the head's own row is missing, which its table's check says
     if state.size > size:
         yield Difference("rollup_state", "size", f"expected at most {size}, got {state.size}")
         return

@@ -35,7 +35,7 @@ def load(connection: Connection) -> State | None:
 
 def size(connection: Connection) -> int:
     """Leaves of the verifier's log, as this snapshot has them."""
-    return int(connection.execute(select(tree_head.c.size)).scalar_one())
+    return int(connection.execute(select(tree_head.c.size).where(tree_head.c.id == translog.HEAD)).scalar_one())
 
 
 @dataclass(slots=True)
