@@ -3,15 +3,17 @@
 import argparse
 import time
 import uuid
+from pathlib import Path
 from typing import Any, Final
 
 from keyturn_agent import control
 from keyturn_agent.cli_config import add_config, config_of
 from keyturn_agent.client import HttpVerifier
 from keyturn_agent.clock import SystemRandom
-from keyturn_agent.errors import UsageError
+from keyturn_agent.errors import RefusedError, UsageError
 from keyturn_agent.last_words import retire, roll_key
 from keyturn_agent.ports import Verifier
+from keyturn_agent.switch import lease_files
 from keyturn_protocol.limits import TEXT_CHARS
 
 _PATIENCE_S: Final = 90.0
@@ -40,6 +42,7 @@ def _key_roll(arguments: argparse.Namespace) -> int:
         reply = control.ask(arguments.state, control.KeyRollRequest(id=str(uuid.uuid4())), _PATIENCE_S)
         print(reply.detail)
         return 0
+    _no_run(arguments.state)
     origin = roll_key(arguments.state, verifier_at, SystemRandom(), config.timeout_s, int(time.time()))
     print(f"the key was rolled; the log goes on as {origin}")
     return 0
@@ -64,6 +67,21 @@ def _retire(arguments: argparse.Namespace) -> int:
     def verifier_at(url: str) -> Verifier:
         return HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file)
 
+    if chips is None:
+        _no_run(arguments.state)
     retire(arguments.state, chips, reason, verifier_at, SystemRandom(), config.timeout_s, int(time.time()))
     print("this host is retired; its log has ended" if chips is None else f"retired {', '.join(sorted(set(chips)))}")
     return 0
+
+
+def _no_run(state: Path) -> None:
+    """That nothing runs under a lease in the log that is to end: only the running agent knows what that has used.
+
+    :raises RefusedError: ``leased``.
+    """
+    if jobs := lease_files.load(state).jobs:
+        raise RefusedError(
+            "leased",
+            f"{len(jobs)} command(s) run under a lease in this log",
+            hint="start keyturn-agent run, then again",
+        )

@@ -284,6 +284,8 @@ class Daemon:
     def _roll(self) -> None:
         """End the log with the next key's announcement, and go on in the next incarnation under that key."""
         self._write(self._meter.flush())
+        if self._lessee is not None:
+            self._lessee.leave("the log goes on under another key")
         self._store.roll_key(self._store.stamp(self._clock), self._real_s())
         self._go_on("key_roll")
 
@@ -301,6 +303,7 @@ class Daemon:
             roll=self._roll,
             relist=self._relist,
             readable=self._readable,
+            leased=lambda: self._lessee is not None and self._lessee.holds,
             room=lambda: not self._writer.failed and self._writer.level is not Level.FULL,
         )
 

@@ -37,6 +37,7 @@ class Hands:
     :param roll: ends the log with the next key's announcement and goes on in the next one.
     :param relist: writes a new inventory; the reason is that of chips that it leaves out.
     :param readable: the uuids of the chips that the last sample has.
+    :param leased: whether anything runs under a lease.
     :param room: whether there is room for entries.
     """
 
@@ -45,6 +46,7 @@ class Hands:
     roll: Callable[[], None]
     relist: Callable[[str], None]
     readable: Callable[[], set[str]]
+    leased: Callable[[], bool]
     room: Callable[[], bool]
 
 
@@ -237,6 +239,8 @@ class Operator:
 
     def _retire(self, request: control.RetireRequest) -> None:
         if request.chips is None:
+            if self._hands.leased():
+                raise _no(request, "leased", "a command runs under a lease here", "keyturn-agent status shows which")
             if not self._hands.room():
                 raise _no(request, "no_room", "there is no room for the last entry", "see keyturn-agent status")
             # Answered when the log has ended.

@@ -15,7 +15,7 @@ import pytest
 from keyturn_agent.switch import lease_files
 from keyturn_agent.switch.asking import Attach, Refused, line, to_exec
 from keyturn_agent.switch.spec import NOTHING
-from keyturn_protocol.entries import Permit
+from keyturn_protocol.entries import Lease, Permit
 from keyturn_protocol.policy import Stop
 from tests.agent.leasing import Leasing, LeasingHost, begun, enforcing, leasing_host
 from tests.support.gates import Gate, gate, until
@@ -254,3 +254,35 @@ def test_an_agent_that_lost_the_lease_stops_a_run_that_obeys(host: LeasingHost, 
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (9, "term\n"), err
     assert "SIGTERM: the agent knows no lease of it" in err
+
+
+def test_the_logs_key_rolls_while_a_run_is_on(enforced: LeasingHost, verifier: Leasing) -> None:
+    """The log goes on under another name, in which no lease was asked for yet: the run gets one there, and goes on."""
+    process = begun(enforced, "--run", verifier.approved())
+    state = ("--state", str(enforced.state))
+    refused = enforced.command("retire", *state, "--reason", "sold")
+    assert (refused.returncode, "runs under a lease" in refused.stderr) == (1, True)
+    done = enforced.command("key-roll", *state)
+    assert (done.returncode, done.stdout.rstrip()[-2:]) == (0, "/2"), done.stderr
+    last = [e.body for e in verifier.entries(1) if isinstance(e, Lease)][-1]
+    assert (last.event, last.reason) == ("final", "the log goes on under another key")
+    until(lambda: any(isinstance(e, Lease) and e.body.event == "adopted" for e in verifier.entries(2)))
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (9, "term\n"), err
+    until(lambda: [e.body.event for e in verifier.entries(2) if isinstance(e, Lease)][-1] == "final")
+
+
+def test_without_an_agent_no_log_ends_in_which_a_run_is_charged(host: LeasingHost, verifier: Leasing) -> None:
+    """Nobody else knows what it used: its lease would be out for ever."""
+    process = begun(host, "--run", verifier.approved())
+    host.stop()
+    for words in (("key-roll",), ("retire", "--reason", "sold")):
+        done = host.command(words[0], "--state", str(host.state), *words[1:])
+        assert (done.returncode, "leased" in done.stderr or "under a lease" in done.stderr) == (1, True), done
+    host.start()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "term\n"
+    until(lambda: host.leases()[-1].body.event == "final")
+    assert host.command("key-roll", "--state", str(host.state)).returncode == 0

@@ -220,6 +220,19 @@ class Jobs:
         self.hands.write([body])
         self.seal()
 
+    def leave(self, why: str) -> None:
+        """The last word on every lease in this log, which is about to end: what they didn't use is free then. Whatever
+        goes on asks anew, in the log that follows."""
+        held = []
+        for live in self:
+            if (holding := live.job.lease) is not None and holding.origin == self.store.log.name.origin:
+                live.change(lease=msgspec.structs.replace(holding, origin=""))
+                held.append(holding.sha256)
+        # Kept first: a word on a lease after the last one would be one too many.
+        self.keep()
+        for lease in held:
+            self.hands.write([LeaseBody(charged_flop="0", event="final", gaps=[], lease=lease, reason=fit_text(why))])
+
     def seal(self) -> None:
         """Sign what was written, and have it sent at once."""
         self.hands.checkpoint()

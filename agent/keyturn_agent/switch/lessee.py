@@ -97,6 +97,15 @@ class Lessee:
         """Whether a command runs under a lease."""
         return any(live.phase is Phase.RUNNING for live in self._jobs)
 
+    def leave(self, why: str) -> None:
+        """The log ends, and what is open is written: so do its leases."""
+        self._jobs.leave(why)
+
+    @property
+    def holds(self) -> bool:
+        """Whether any lease is held."""
+        return any(live.lease is not None for live in self._jobs)
+
     def sampled(self, sample: Sample) -> None:
         """A sample was read, and nothing is written of it yet."""
         if self._gating.there and len(sample.chips) == len(self.metering.chips()):
@@ -260,6 +269,8 @@ class Lessee:
         That stop was computed at the peak of the chips, so that it holds whatever they do.
         """
         self._leasing.step(live, now)
+        if live.stop is None and live.lease is not None and live.job.lease is not None:
+            live.stop = self._timers.stop(live, live.lease, live.job.lease.drawn_us, now)
         if live.stop is not None and now.mono_us >= live.stop.at_us:
             self._ending.stopped(live, live.stop)
 
