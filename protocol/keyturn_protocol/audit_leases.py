@@ -4,12 +4,15 @@ The logs are read side by side, so what they say about leases is gathered first 
 the leaves that cover it, in the order of the verifier's log (:class:`Taking`).
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from keyturn_protocol.bundle import BundleReader, lease_path
 from keyturn_protocol.charging import Charge, Survivor
+from keyturn_protocol.claim_findings import Listings
+from keyturn_protocol.claims import Claims, Naming, naming_in
 from keyturn_protocol.entries import Entry, Inventory, Permit
 from keyturn_protocol.entries import Lease as LeaseEntry
 from keyturn_protocol.entry_switch import LeaseBody, PermitBody, SpecChecks
@@ -82,6 +85,8 @@ class Gathered:
     charged: Mapping[str, int] = field(default_factory=dict)
     """FLOP by subject, at the end of the log."""
     survivors: tuple[Survivor, ...] = ()
+    namings: tuple[Naming, ...] = ()
+    """What its segments say about chips."""
 
 
 @dataclass(slots=True)
@@ -92,12 +97,15 @@ class Gathering:
     asks: list[Ask] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     listed: frozenset[str] = frozenset()
+    namings: list[Naming] = field(default_factory=list)
 
     def take(self, events: Sequence[Entry], charged: Mapping[int, int]) -> None:
         """Entries of a segment but usage.
 
         :param charged: what the log comes to with each ``lease`` entry, by its seq.
         """
+        if (naming := naming_in(events)) is not None:
+            self.namings.append(naming)
         for entry in events:
             match entry:
                 case Inventory(body=inventory):
@@ -114,7 +122,7 @@ class Gathering:
         subjects = charge.flop.keys() | charge.floor.keys()
         survivors = tuple(charge.survivors.values())
         charged = {subject: charge.charged_flop(subject) for subject in subjects}
-        return Gathered(tuple(self.asks), tuple(self.words), charged, survivors)
+        return Gathered(tuple(self.asks), tuple(self.words), charged, survivors, tuple(self.namings))
 
 
 _Fields = tuple[str, str, str | None, str | None, tuple[str, ...]]
@@ -147,12 +155,25 @@ class Taking:
         host that says a nonce twice puts no verifier in the wrong."""
         self._missing: dict[str, Origin] = {parse_origin(origin).node_id: Origin(origin) for origin in missing}
         self._under: set[tuple[str, str]] = set()
+        self._namings = {origin: deque(log.gathered.namings) for origin, log in logs.items()}
+        self.claims = Claims()
+        self.listings = Listings()
+
+    def _heard(self, leaf: NodeCheckpoint) -> None:
+        """What a segment says about chips; of a log that isn't here, that there was one."""
+        name, waiting = parse_origin(leaf.body.origin), self._namings.get(leaf.body.origin)
+        naming = waiting.popleft() if waiting and waiting[0].seq < leaf.body.size else None
+        for fold in (self.claims, self.listings):
+            fold.received(name, leaf.body.receipt_s, naming)
 
     def checkpoint(self, switch: Switch, leaf: NodeCheckpoint) -> None:
         """What a checkpoint of a node covers: asks to be answered from here on, and reports that count now."""
         origin, size = Origin(leaf.body.origin), leaf.body.size
         enrolment = self._enrolments.get(origin)
-        if origin not in self._asks or enrolment is None:
+        if enrolment is None:
+            return
+        self._heard(leaf)
+        if origin not in self._asks:
             return
         while (ask := self._next_ask.pop(origin, None) or next(self._asks[origin], None)) is not None:
             if ask.seq >= size:
@@ -196,7 +217,7 @@ class Taking:
         fields = _fields_of(lease)
         fields = fields if fields in said else next(iter(said))
         open_asks = said.pop(fields)
-        at, wrong = _answered(switch, lease, open_asks, leaf)
+        at, wrong = self._answered(switch, lease, open_asks, leaf)
         # Also one that should never have been issued: whoever was granted it may have used it.
         switch.grant(lease, leaf.body.sha256, open_asks[at], leaf.index, leaf.time_us)
         if rest := open_asks[at + 1 :]:
@@ -206,23 +227,22 @@ class Taking:
         if wrong is not None:
             raise wrong
 
+    def _answered(
+        self, switch: Switch, lease: Lease, asked: Sequence[Asked], leaf: LeaseLeaf
+    ) -> tuple[int, ProtocolError | None]:
+        """Which of the entries a lease answers: the first that it may; and what it breaks, if there is none."""
+        wrong = None
+        for at, one in enumerate(asked):
+            try:
+                switch.check_lease(lease, one, self.claims, leaf.index, leaf.time_us)
+            except ProtocolError as error:
+                wrong = wrong or error
+            else:
+                return at, None
+        return 0, wrong
+
     def _find(self, code: FindingCode, origin: str, detail: str, seq: int, time_us: int) -> None:
         self.findings.append(finding(code, origin, detail, seq=seq, from_us=time_us, to_us=time_us))
-
-
-def _answered(
-    switch: Switch, lease: Lease, asked: Sequence[Asked], leaf: LeaseLeaf
-) -> tuple[int, ProtocolError | None]:
-    """Which of the entries a lease answers: the first that it may; and what it breaks, if there is none."""
-    wrong = None
-    for at, one in enumerate(asked):
-        try:
-            switch.check_lease(lease, one, leaf.index, leaf.time_us)
-        except ProtocolError as error:
-            wrong = wrong or error
-        else:
-            return at, None
-    return 0, wrong
 
 
 def _fields(boot_id: str, body: PermitBody) -> _Fields:

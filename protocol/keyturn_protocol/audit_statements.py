@@ -99,7 +99,7 @@ def said(
         fold.contradictions.append(
             Contradiction(VERIFIER_LOG, f"no root in the verifier's log has the pinned hash {root_sha256}")
         )
-    fold.findings += taking.findings
+    fold.findings += [*taking.findings, *taking.listings.findings()]
     return fold
 
 

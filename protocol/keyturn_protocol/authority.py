@@ -51,6 +51,7 @@ class Why(StrEnum):
     UNKNOWN_CHIP = "unknown_chip"
     ORGANISATION = "organisation"
     REPLACED = "replaced"
+    CHIP_CLAIMED = "chip_claimed"
 
 
 class Refused(ProtocolError):

@@ -77,6 +77,8 @@ class FindingCode(StrEnum):
     """A receipt whose checkpoint is not in the verifier's log."""
     VERIFIER_ROLLBACK = "verifier_rollback"
     """The verifier lost what it had signed: a node showed a receipt, or quotes a checkpoint of another history."""
+    CHIP_CLAIMED = "chip_claimed"
+    """Two nodes listed one chip at once."""
     LEASE_UNKNOWN = "lease_unknown"
     """A node runs under a lease that the verifier's log doesn't have, or that isn't its own."""
     LEASE_ROLLBACK = "lease_rollback"
@@ -110,6 +112,7 @@ SEVERITY: Final[Mapping[FindingCode, Severity]] = {
     FindingCode.INVALID_ENTRIES: Severity.CRITICAL,
     FindingCode.UNLOGGED_RECEIPT: Severity.HIGH,
     FindingCode.VERIFIER_ROLLBACK: Severity.HIGH,
+    FindingCode.CHIP_CLAIMED: Severity.HIGH,
     FindingCode.LEASE_UNKNOWN: Severity.HIGH,
     FindingCode.LEASE_ROLLBACK: Severity.HIGH,
     FindingCode.LEASE_UNDERCHARGED: Severity.HIGH,

@@ -10,10 +10,11 @@ import msgspec
 
 from keyturn_protocol.advance import advance, open_run, under_policy, under_root
 from keyturn_protocol.authority import Authority, Logged, Why, refuse
+from keyturn_protocol.claims import Claims, check_claims
 from keyturn_protocol.dsse import Envelope, verify
 from keyturn_protocol.entry_switch import LeaseBody
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.ids import Origin
+from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lease_rules import check_node, check_rules, limits_of
 from keyturn_protocol.leases import Asked, Irregular, Ledger
@@ -139,10 +140,11 @@ class Switch:
         self.runs[found.hash] = started(found, time_us)
         self.index = index
 
-    def check_lease(self, lease: Lease, asked: Asked, index: int, time_us: int) -> None:
+    def check_lease(self, lease: Lease, asked: Asked, claims: Claims, index: int, time_us: int) -> None:
         """Whether a lease may be the next leaf; nothing is changed.
 
         :param asked: the entry that it answers.
+        :param claims: of nodes to the chips of the lease, as of the leaves before.
         :raises Refused: with the first rule that it breaks.
         """
         self._check_order(index)
@@ -150,6 +152,7 @@ class Switch:
         charged = 0 if run is None else self.ledger.charged_tflop(run.hash)
         check_node(asked, self.replaced)
         check_rules(self.authority, run, lease, asked, charged_tflop=charged, index=index, time_us=time_us)
+        check_claims(claims, parse_origin(asked.origin).node_id, lease.chips, self.replaced, time_us)
         self.ledger.check(lease, asked, limits_of(self.authority, run, index), time_us)
 
     def grant(self, lease: Lease, lease_hash: str, asked: Asked, index: int, time_us: int) -> None:

@@ -10,6 +10,8 @@ from keyturn_protocol.audit import Report, audit, open_manifest, tasks
 from keyturn_protocol.audit_log import audit_log
 from keyturn_protocol.audit_tree import audit_verifier_log
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.claims import LIVE_S
+from keyturn_protocol.entry_log import RetiredBody
 from keyturn_protocol.findings import FindingCode
 from keyturn_protocol.lease import AllowanceName
 from keyturn_protocol.lifecycle import State
@@ -83,6 +85,31 @@ class TestHonest:
         host.say(lease, "adopted")
         host.works().say(lease, "final")
         site.receive(host)
+        passes(site)
+
+    def test_a_chip_that_another_node_lists_too_is_its_own_hosts(self) -> None:
+        site = LeasedSite()
+        owner, squatter = site.host("a"), site.host("b")
+        site.receive(squatter.listing(owner.uuids))
+        site.leased(owner, 10)
+        passes(site)
+
+    @pytest.mark.parametrize("how", ["lists_it_no_more", "retired", "replaced", "silent"])
+    def test_a_chip_that_moved(self, how: str) -> None:
+        site = LeasedSite()
+        old, new = site.host("a"), site.host("b")
+        match how:
+            case "lists_it_no_more":
+                site.receive(old.listing([]))
+            case "retired":
+                site.receive(old.add(RetiredBody(chips=None, reason="sold")))
+            case "replaced":
+                replaced(site, old, new)
+            case _:
+                site.now_s += LIVE_S + 1
+        new.uuids = old.uuids
+        site.receive(new.listing(old.uuids))
+        site.leased(new, 10)
         passes(site)
 
     def test_a_log_that_is_left_out_leaves_open_what_it_asked_for(self) -> None:
@@ -179,14 +206,42 @@ class TestVerifier:
         site.issue(asked(site, "b"), 41)
         refused(site, "exhausted: more than is left")
 
-    def test_one_chip_in_two_leases(self) -> None:
+    def test_a_chip_of_another_node_for_who_lists_it_too(self) -> None:
+        """Its host has never asked for a lease; it was there first, and is heard of."""
         site = LeasedSite()
-        host, other = site.host("a"), site.host("b")
-        site.leased(host, 10)
-        other.uuids = host.uuids
-        site.receive(other.listing(host.uuids))
+        owner, squatter = site.host("a"), site.host("b")
+        squatter.uuids = owner.uuids
+        site.receive(squatter.listing(owner.uuids))
+        site.leased(squatter, 10)
+        ids = (owner.name.node_id, owner.uuids[0], squatter.name.node_id)
+        refused(
+            site,
+            "chip_claimed: another node named the chip first, lists it and is heard of (expected node {}, "
+            "got {} of node {})".format(*ids),
+        )
+
+    def test_a_chip_of_another_node_for_who_goes_on_under_its_next_log(self) -> None:
+        site = LeasedSite()
+        owner, squatter = site.host("a"), site.host("b")
+        squatter.uuids = owner.uuids
+        site.receive(squatter.listing(owner.uuids))
+        site.now_s += LIVE_S + 1
+        site.leased(squatter, 10)
+        passes(site)
+        site.receive(owner.usage())
+        site.leased(squatter, 20)
+        refused(site, "chip_claimed: another node named the chip first")
+
+    def test_one_chip_in_two_leases(self) -> None:
+        """Its first node was silent meanwhile: it waits until the lease that another one got is over."""
+        site = LeasedSite()
+        owner, other = site.host("a"), site.host("b")
+        other.uuids = owner.uuids
+        site.receive(other.listing(owner.uuids))
+        site.now_s += LIVE_S + 1
         site.leased(other, 10)
-        refused(site, "chip_taken")
+        site.leased(owner, 10)
+        refused(site, "chip_taken: under another lease")
 
     def test_a_lease_without_a_permit(self) -> None:
         site = LeasedSite()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from keyturn_protocol.authority import Refused
+from keyturn_protocol.claims import Claims
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import AllowanceName, Lease
 from keyturn_protocol.leases import Asked
@@ -48,12 +49,12 @@ class Counter:
     def refusal(self, organisation: str, kind: Any = "allowance", origin: Origin = HOST) -> Refused:
         lease, asked = self.lease(organisation, kind, origin)
         with pytest.raises(Refused) as caught:
-            self.hall.switch.check_lease(lease, asked, self.index, self.hall.now_us)
+            self.hall.switch.check_lease(lease, asked, Claims(), self.index, self.hall.now_us)
         return caught.value
 
     def taken(self, organisation: str, kind: Any = "allowance", origin: Origin = HOST) -> None:
         lease, asked = self.lease(organisation, kind, origin)
-        self.hall.switch.check_lease(lease, asked, self.index, self.hall.now_us)
+        self.hall.switch.check_lease(lease, asked, Claims(), self.index, self.hall.now_us)
 
     def next_root(self, parties: list[Party]) -> None:
         before = self.hall.root

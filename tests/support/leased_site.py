@@ -75,7 +75,7 @@ class LeasedSite(Site):
         self.enrol(seed, organisation=organisation)
         made = Metered(seed)
         made.uuids = [f"GPU-{seed}{i}" for i in range(chips)]
-        self.receive(made.genesis().chips_are(*map(h100, made.uuids)))
+        self.receive(made.genesis(source="nvml").chips_are(*map(h100, made.uuids)))
         return made
 
     def issue(self, host: Metered, upto: int, *, key: Key = LEASE_KEY, **changes: Any) -> str:

@@ -266,9 +266,9 @@ class Node:
         self.sent = self.size
         return data
 
-    def first(self, *, chips: int = 1, usage: int = 0, source: Source = "nvml") -> bytes:
-        """A first segment: genesis, inventory, and some usage."""
-        return self.segment(self.genesis(source=source), self.inventory(chips), self.usage(usage))
+    def first(self, *, chips: int = 1, at: int = 0, usage: int = 0, source: Source = "nvml") -> bytes:
+        """A first segment: genesis, inventory, and some usage. ``at``: the number of its first chip."""
+        return self.segment(self.genesis(source=source), self.inventory(chips, first=at), self.usage(usage))
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,10 @@ class Verifier:
         assert answer.status == 200, answer
         return node
 
-    def enrolled(self, *, chips: int = 1, usage: int = 0, seed: int | None = None) -> Node:
-        """A new node whose first segment was receipted."""
+    def enrolled(self, *, chips: int = 1, at: int = 0, usage: int = 0, seed: int | None = None) -> Node:
+        """A new node whose first segment was receipted; ``at``: the number of its first chip."""
         node = self.joined(seed=seed)
-        answer = self.client.post(node.first(chips=chips, usage=usage))
+        answer = self.client.post(node.first(chips=chips, at=at, usage=usage))
         assert answer.status == 200, answer
         return node
 

@@ -44,7 +44,7 @@ def groups(verifier: Verifier, query: str = "") -> list[FindingGroup]:
 def test_a_line_for_each_node_and_code(tmp_path: Path, database: Database) -> None:
     now = [START_US]
     with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
-        nodes = [verifier.enrolled(usage=1) for _ in range(2)]
+        nodes = [verifier.enrolled(usage=1, at=at) for at in range(2)]
         for node in nodes:
             gaps(node, 5)
             now[0] = node.time_us

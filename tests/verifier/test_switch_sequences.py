@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from keyturn_protocol.api import FindingItem
 from keyturn_protocol.audit import audit
 from keyturn_protocol.authority import Refused
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.claims import Claims, naming_in
+from keyturn_protocol.entries import parse_entry
 from keyturn_protocol.entry_switch import LeaseBody, PermitBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.lease import AllowanceName, Lease, lease_subject
@@ -26,13 +29,14 @@ from keyturn_verifier import translog
 from keyturn_verifier.check import check
 from keyturn_verifier.db.engine import reading
 from tests.faults.table import LONG
-from tests.support.node import Reply
+from tests.support.node import Reply, chip
 from tests.support.office import APPROVERS, BOARD, Office
 from tests.support.parties import BEGIN, DAY, PEOPLE, SECOND, changed, envelope, narrowing, person, person_key
 from tests.support.starter import Starter, hash_of
 from tests.support.verifier import DEPLOYMENT, Database, FolderReader, Verifier
+from tests.verifier.test_read import every
 
-HOSTS, STEPS, SEEDS = 3, 150, 2
+HOSTS, STEPS, SEEDS = 3, 200, 2
 LONG_STEPS, LONG_SEEDS = 1_000, 6
 JUNK = "9" * 64
 READY = (State.APPROVED, State.ACTIVE)
@@ -62,7 +66,11 @@ class Twins:
         office.install()
         first = envelope(self.root, *BOARD)
         self.fold.take(log_statement(first, self.root, self.size() - 1, now[0], self.fold.authority))
+        self.claims = Claims()
         self.hosts = [Starter.enrolled(verifier, number) for number in range(HOSTS)]
+        self.listed = {host.node.origin: frozenset(host.uuids) for host in self.hosts}
+        for host in self.hosts:
+            self.heard(host, 0)
         self.leases: list[Lease] = []
         self.subjects: list[str] = [JUNK]
         self.new_policy(good=True)
@@ -70,6 +78,11 @@ class Twins:
     def size(self) -> int:
         with reading(self.verifier.engine) as connection:
             return translog.head(connection).size
+
+    def heard(self, host: Starter, since: int) -> None:
+        """A segment of a host was received: its entries from one on."""
+        said = naming_in(map(parse_entry, host.node.lines[since:]))
+        self.claims.received(host.node.name, self.now[0] // SECOND, said)
 
     def counted(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
@@ -216,11 +229,33 @@ class Twins:
             host.node.append(body)
         host.send()
         assert self.size() == index + 1
+        self.heard(host, first)
         for seq, body in enumerate(bodies, first):
             if isinstance(body, LeaseBody):
                 for one in self.fold.report(host.node.origin, seq, body, index, self.now[0]):
                     self.counted(one.code)
         return index
+
+    def list_chips(self) -> None:
+        """Its own, those of all, those of another one, or none: chips move, and hosts lie."""
+        host, other = self.dice.choice(self.hosts), self.dice.choice(self.hosts)
+        first, chips = self.dice.choice([*[(host.first, 2)] * 4, *[(0, 2 * HOSTS)] * 4, (other.first, 2), (0, 0)])
+        before = host.node.size
+        host.node.time_us = max(host.node.time_us, self.now[0])
+        host.node.inventory(chips, first=first)
+        host.send()
+        self.heard(host, before)
+        self.listed[host.node.origin] = frozenset(chip(at).uuid for at in range(first, first + chips))
+        self.counted("listed")
+
+    def alive(self) -> None:
+        """Everybody is heard of."""
+        for host in self.hosts:
+            before = host.node.size
+            host.node.time_us = max(host.node.time_us, self.now[0])
+            host.node.heartbeat()
+            host.send()
+            self.heard(host, before)
 
     def report(self) -> None:
         host = self.dice.choice(self.hosts)
@@ -247,27 +282,29 @@ class Twins:
         run = self.dice.choice(ready) if ready and self.dice.random() < 0.8 else self.a_run()
         digest = None if run is None or self.dice.random() < 0.15 else run.hash
         changes: dict[str, Any] = {"lineage": "other"} if digest is None and self.dice.random() < 0.3 else {}
+        there = [other.uuids for other in self.hosts if self.listed[host.node.origin].issuperset(other.uuids)]
+        changes["chips"] = self.dice.choice(there or [host.uuids])
         if self.dice.random() < 0.05:
             changes = {"chips": self.dice.choice(self.hosts).uuids}
         body, words = host.wants(digest, **changes), [self.word(host)]
         index = self.upload(host, *(word for word in words if word is not None), body)
         asked = Asked(
             *(host.node.origin, host.node.size - 1, host.node.boot_id, body, "acme", "fra1"),
-            *(frozenset(host.uuids), index),
+            *(self.listed[host.node.origin], index),
         )
         self.lease(host, asked)
 
     def lease(self, host: Starter, asked: Asked) -> None:
         index, expected = self.size(), None
         try:
-            self.fold.check_lease(self.draft(asked, index), asked, index, self.now[0])
+            self.fold.check_lease(self.draft(asked, index), asked, self.claims, index, self.now[0])
         except Refused as error:
             expected = str(error.why)
         answer = host.get(asked.seq)
         if answer.status == 200:
             assert expected is None, (expected, answer)
             lease = host.opened(answer)
-            self.fold.check_lease(lease, asked, index, self.now[0])
+            self.fold.check_lease(lease, asked, self.claims, index, self.now[0])
             self.fold.grant(lease, hash_of(lease), asked, index, self.now[0])
             self.leases.append(lease)
             assert self.size() == index + 1
@@ -356,6 +393,14 @@ class Twins:
         bundle = FolderReader(self.verifier.export(out))
         report = audit(bundle, self.verifier.trust, chip_table(), root_sha256=self.office.root)
         assert report.contradictions == ()
+        token = self.verifier.reader_token()
+        shown = [
+            f for f in every(self.verifier.client, "/v1/findings", token, FindingItem, 500) if f.code == "chip_claimed"
+        ]
+        found = [f for f in report.findings if f.code == "chip_claimed"]
+        assert [(f.origin, f.from_us, f.to_us, f.detail) for f in shown] == [
+            (f.origin, f.from_us, f.to_us, f.detail) for f in found
+        ]
         ledger = self.fold.ledger
         for total in report.runs:
             run, expected = self.fold.runs[total.hash], ledger.committed_tflop(total.hash)
@@ -383,6 +428,7 @@ def test_a_verifier_and_the_fold_say_the_same_after_every_step(
     steps: list[tuple[Callable[[], None], int]] = [
         *((twins.request, 6), (twins.decide, 12), (twins.suspend, 3), (twins.propose, 5), (twins.withdraw, 2)),
         *((twins.new_policy, 1), (twins.new_root, 1), (twins.again, 2), (twins.ask, 14), (twins.report, 8)),
+        *((twins.list_chips, 3), (twins.alive, 4)),
     ]
     for _ in range(LONG_STEPS if LONG else STEPS):
         now[0] += dice.choices([0, SECOND, 60 * SECOND, 400 * SECOND, DAY // 2], [4, 4, 4, 2, 1])[0]
@@ -390,5 +436,7 @@ def test_a_verifier_and_the_fold_say_the_same_after_every_step(
         twins.compare()
     twins.compare_all(tmp_path / "out")
     # That all of this was about something.
+    print(twins.outcomes)
     assert min(twins.outcomes.get(name, 0) for name in ("taken", "leased", "again")) > 5, twins.outcomes
+    assert twins.outcomes.get("lease chip_claimed"), twins.outcomes
     assert len(twins.outcomes) > 12, twins.outcomes

@@ -6,15 +6,17 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from keyturn_protocol.canonical import parse
+from keyturn_protocol.claims import Claims
 from keyturn_protocol.entry_switch import LeaseBody
 from keyturn_protocol.errors import Code, ProtocolError
-from keyturn_protocol.ids import Origin
+from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.lease import open_lease, parse_lease
 from keyturn_protocol.leases import Asked
 from keyturn_protocol.leaves import Lease, NodeCheckpoint
 from keyturn_protocol.openings import Opening, Value, commitment
 from keyturn_protocol.switch import Switch
+from keyturn_verifier.chip_claims import namings
 from keyturn_verifier.db.rows import Row
 from keyturn_verifier.db.switch_tables import lease_issued, lease_report, opening
 from keyturn_verifier.db.tables import log
@@ -39,9 +41,18 @@ class Leases:
         for row in connection.execute(query.order_by(lease_report.c.seq)):
             self._reports.setdefault(row.leaf, []).append(row)
         self._expected: list[Row] = []
+        self._claims = Claims()
+        self._namings = {
+            (one.origin, end): naming
+            for one in connection.execute(select(log)).all()
+            for end, _, naming in namings(connection, one)
+        }
 
     def checkpoint(self, switch: Switch, leaf: NodeCheckpoint) -> Iterator[Difference]:
-        """What a node reported counts from here on."""
+        """What a node reported counts from here on, and which chips it has."""
+        heard = leaf.body
+        naming = self._namings.pop((heard.origin, heard.size), None)
+        self._claims.received(parse_origin(heard.origin), heard.receipt_s, naming)
         for row in self._reports.pop(leaf.index, []):
             try:
                 body: LeaseBody = parse(row.body, LeaseBody)
@@ -77,7 +88,7 @@ class Leases:
         if asked.index >= leaf.index:
             raise ProtocolError(Code.BAD_LEASE, "asked for after it was issued", got=f"leaf {asked.index}")
         try:
-            switch.check_lease(lease, asked, leaf.index, leaf.time_us)
+            switch.check_lease(lease, asked, self._claims, leaf.index, leaf.time_us)
         finally:
             # Whoever was granted it may have used it.
             switch.grant(lease, leaf.body.sha256, asked, leaf.index, leaf.time_us)

@@ -3,20 +3,24 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
+from keyturn_protocol.authority import Why, refuse
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.entry_switch import PermitBody
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.ids import Origin
+from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.leases import Asked
 from keyturn_protocol.segment import ChainState
 from keyturn_verifier.db.switch_tables import lease_issued, lease_request
 from keyturn_verifier.db.tables import inventory, log
 from keyturn_verifier.errors import stored
+
+FRESH_US: Final = 600_000_000
+"""So long after it was received an entry asks; then a host that still wants a lease writes another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,25 @@ def every(connection: Connection) -> Iterator[Waiting]:
     for row in connection.execute(_requests()).all():
         with suppress(ProtocolError):
             yield _waiting(connection, row)
+
+
+def check_asked(connection: Connection, one: Waiting, time_us: int) -> None:
+    """Whether an entry still asks, whatever people said; once it doesn't, it never will.
+
+    :raises Refused: ``too_late``, ``stale``.
+    """
+    asked = one.asked
+    if time_us - one.time_us > FRESH_US:
+        raise refuse(Why.TOO_LATE, "asked too long ago: write another entry", expected=f"<= {FRESH_US} µs")
+    if one.ended:
+        raise refuse(Why.STALE, "the log takes nothing more", got=asked.origin)
+    if asked.boot_id != one.boot_id:
+        raise refuse(Why.STALE, "asked in an earlier boot", expected=one.boot_id, got=asked.boot_id)
+    if newest_seq(connection, one) != asked.seq:
+        raise refuse(Why.STALE, "the node asked again since", got=f"entry {asked.seq}")
+    name = parse_origin(asked.origin)
+    if newest_incarnation(connection, name.node_id) != name.incarnation:
+        raise refuse(Why.STALE, "the node has left this log", got=asked.origin)
 
 
 def newest_seq(connection: Connection, one: Waiting) -> int:

@@ -17,6 +17,7 @@ from keyturn_protocol.api_switch import LeaseRequest
 from keyturn_protocol.authority import Refused, Why, refuse
 from keyturn_protocol.charging import peak_tflop_s
 from keyturn_protocol.chips import ChipTable
+from keyturn_protocol.claims import Claims
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, Origin, parse_origin
 from keyturn_protocol.lease import AllowanceName, Lease, format_lease, lease_hash, lease_subject, lease_text
@@ -28,17 +29,16 @@ from keyturn_protocol.policy import Allowance
 from keyturn_protocol.runs import Scope
 from keyturn_protocol.switch import Switch
 from keyturn_verifier import keyfiles, notify, translog
+from keyturn_verifier.chip_claims import claims
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.switch_tables import lease_issued
-from keyturn_verifier.lease_requests import Waiting, asking, issued, newest_incarnation, newest_seq, party, waiting
+from keyturn_verifier.lease_requests import FRESH_US, Waiting, asking, check_asked, issued, party, waiting
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.switch_events import moved
 from keyturn_verifier.switch_state import SwitchState
 
-FRESH_US: Final = 600_000_000
-"""So long after it was received an entry asks; then a host that still wants a lease writes another."""
 RENEW_S: Final = 600
 
 
@@ -79,7 +79,7 @@ class Leaser:
             with _refusing(), self._switch.caught_up(connection, head.size) as switch:
                 self._lease_key(switch)
                 # Anybody may ask about an entry: what no time makes good never takes the lock.
-                _check_asked(connection, one, max(self._clock(), head.time_us))
+                check_asked(connection, one, max(self._clock(), head.time_us))
         with writing(self._engine) as connection:
             head = translog.lock(connection)
             one = self._find(connection, request)
@@ -90,7 +90,8 @@ class Leaser:
             group = party(connection, one.party, time_us - FRESH_US) if one.asked.body.hosts > 1 else [one]
             with _refusing(), self._switch.caught_up(connection, head.size, locked=True) as switch:
                 key = self._lease_key(switch)
-                decision = _Decision(switch, self._config.deployment, self._table, head.size, time_us)
+                claimed = claims(connection, [chip for each in [one, *group] for chip in each.asked.body.chips])
+                decision = _Decision(switch, self._config.deployment, self._table, claimed, head.size, time_us)
                 leases = decision.of(connection, one, [each for each in group if _together(each, one)])
                 first = decision.first(one)
             granted = [_Granted(of, lease, _signed(lease, key)) for of, lease in leases]
@@ -152,6 +153,7 @@ class _Decision:
     switch: Switch
     deployment: Deployment
     table: ChipTable
+    claims: Claims
     index: int
     time_us: int
 
@@ -192,10 +194,10 @@ class _Decision:
 
         :raises Refused: why not.
         """
-        _check_asked(connection, one, self.time_us)
+        check_asked(connection, one, self.time_us)
         asked, draft = one.asked, self._draft(one)
         least = structs.replace(draft, upto_tflop=draft.charged_tflop + 1)
-        self.switch.check_lease(least, asked, self.index, self.time_us)
+        self.switch.check_lease(least, asked, self.claims, self.index, self.time_us)
         peak_tflop_s(one.chips, draft.dtypes, self.table)
 
     def _draft(self, one: Waiting) -> Lease:
@@ -302,25 +304,6 @@ class _Decision:
             for origin, account in ({} if found is None else found.accounts).items()
             if account.open and self.time_us < min(account.expires_us, account.heard_us + SILENT_US)
         }
-
-
-def _check_asked(connection: Connection, one: Waiting, time_us: int) -> None:
-    """Whether an entry still asks, whatever people said; once it doesn't, it never will.
-
-    :raises Refused: ``too_late``, ``stale``.
-    """
-    asked = one.asked
-    if time_us - one.time_us > FRESH_US:
-        raise refuse(Why.TOO_LATE, "asked too long ago: write another entry", expected=f"<= {FRESH_US} µs")
-    if one.ended:
-        raise refuse(Why.STALE, "the log takes nothing more", got=asked.origin)
-    if asked.boot_id != one.boot_id:
-        raise refuse(Why.STALE, "asked in an earlier boot", expected=one.boot_id, got=asked.boot_id)
-    if newest_seq(connection, one) != asked.seq:
-        raise refuse(Why.STALE, "the node asked again since", got=f"entry {asked.seq}")
-    name = parse_origin(asked.origin)
-    if newest_incarnation(connection, name.node_id) != name.incarnation:
-        raise refuse(Why.STALE, "the node has left this log", got=asked.origin)
 
 
 def _signed(lease: Lease, key: keyfiles.SigningKey) -> bytes:

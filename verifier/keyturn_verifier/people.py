@@ -86,7 +86,7 @@ def node_logs(connection: Connection, known: Links, listed: Listings) -> dict[No
             rows.setdefault(NodeId(row.node_id), []).append(row)
     return {
         node: NodeLogs(
-            Received(_time_s(logs[0].receipt), max(row.receipt_s for row in logs)),
+            Received(receipt_time_s(logs[0].receipt), max(row.receipt_s for row in logs)),
             named((parse(row.chain, ChainState).source, listed.get(row.id, {})) for row in logs),
         )
         for node, logs in rows.items()
@@ -111,7 +111,7 @@ def _replacements() -> Any:
     )
 
 
-def _time_s(receipt: bytes) -> int:
+def receipt_time_s(receipt: bytes) -> int:
     """The time of a receipt of ours."""
     return parse_cosignature(parse_receipt(receipt).signature, SignatureType.COSIGNATURE_ED25519).time_s
 

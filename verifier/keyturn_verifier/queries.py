@@ -22,7 +22,7 @@ from keyturn_protocol.links import link_findings, takeovers
 from keyturn_protocol.segment import ChainState, node_key
 from keyturn_protocol.totals import Listed, LogEnd, Moment, clock_findings, listed_from, missing_after
 from keyturn_protocol.usage import FoldState, Gap, UsageRow
-from keyturn_verifier import people
+from keyturn_verifier import chip_claims, people
 from keyturn_verifier.db.tables import (
     chip_listed,
     finding,
@@ -248,7 +248,7 @@ def findings(
     """
     names = origins(connection)
     found = [*_stored_findings(connection, names), *clock_findings(ends(connection)), *_link_findings(connection)]
-    found += about_leases
+    found += [*about_leases, *chip_claims.findings(connection)]
     found += in_totals(
         usage_rows(connection, names),
         _gaps(connection, names, until_us),

@@ -86,6 +86,10 @@ FINDINGS: Final[Mapping[FindingCode, tuple[str, str]]] = {
         "The verifier lost what it had signed: a node showed a receipt, or quotes a head of another history.",
         "Ask its operator. A database from a backup is the harmless reason, a rewritten log the other.",
     ),
+    FindingCode.CHIP_CLAIMED: (
+        "Two nodes listed one chip at once: one of them hasn't got it, or one host is metered twice.",
+        "Find out which of the two has it. keyturn replace OLD NEW says that a host became another, and ends the old.",
+    ),
     FindingCode.LEASE_UNKNOWN: (
         "A node says that it runs under a lease that the verifier's log doesn't have, or that is another node's.",
         "Somebody made that lease outside of the log, or moved it: ask who has the lease key, and look at the host.",

@@ -150,4 +150,8 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "An operator signed that this host became another node, so that its old node gets no more leases.",
         "Start it on the host as it is now, under its new node; keyturn node NODE shows which nodes a host was.",
     ),
+    Why.CHIP_CLAIMED: (
+        "Another node named the chip first, lists it and was heard of in the last half hour: it is that node's.",
+        "Moved: start the old host's agent without it, retire that host, or wait. Else find out which of them has it.",
+    ),
 }
