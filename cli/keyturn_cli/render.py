@@ -11,7 +11,7 @@ from keyturn_protocol.api import FindingItem, FlopInterval, NodeLog, WorkloadTot
 from keyturn_protocol.audit_runs import RunTotal
 from keyturn_protocol.findings import Finding, Severity
 from keyturn_protocol.ids import GAP, UNATTRIBUTED
-from keyturn_protocol.leases import TERA
+from keyturn_protocol.lease_accounts import TERA
 from keyturn_protocol.usage import UsageRow
 
 POOLS = (UNATTRIBUTED, GAP)

@@ -31,7 +31,7 @@ from keyturn_protocol.entry_switch import SPENT, LeaseBody, PermitBody
 from keyturn_protocol.entry_usage import Share
 from keyturn_protocol.flop import contradicts, energy_bound, highest, peak_rate
 from keyturn_protocol.lease import Lease, lease_subject
-from keyturn_protocol.leases import TERA
+from keyturn_protocol.lease_accounts import TERA
 from keyturn_protocol.usage_runs import Run
 
 _SECOND: Final = 1_000_000

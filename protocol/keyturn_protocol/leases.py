@@ -1,6 +1,6 @@
 """The ledger of leases: a budget cut into slices, of which no two hosts can spend the same TFLOP.
 
-    sum over nodes of max(charged, caps of open leases)  <=  budget        after every grant, whoever crashes
+    sum over nodes of max(charged, as far as it counts; caps of open leases)  <=  budget       whoever crashes
 
 A lease caps what a log charges to its subject *in all*. So a report that is lost, late or sent twice loses nothing,
 and a lease that is played back allows nothing new. What a host could still spend counts as spent until its own log
@@ -12,7 +12,7 @@ one could still spend is written off. Everything here is a fold over leaves of t
 step costs more for how many there were.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from keyturn_protocol.allowance import Free
@@ -21,13 +21,13 @@ from keyturn_protocol.entry_switch import LeaseBody, PermitBody
 from keyturn_protocol.holds import Holds
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import Lease, lease_subject
+from keyturn_protocol.lease_accounts import TERA, Account, Grant, Subject
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.policy import Allowance
 from keyturn_protocol.runs import Scope
 
 SILENT_US: Final = 300 * 1_000_000
 """A host that wasn't heard of for so long no longer counts towards the chips at once."""
-TERA: Final = 10**12
 _SECOND: Final = 1_000_000
 
 
@@ -45,73 +45,6 @@ class Asked:
     """Chips of the inventory that the entry follows, by uuid."""
     index: int
     """Leaf of the checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """One lease, as it is accounted for."""
-
-    hash: str
-    sequence: int
-    boot_id: str
-    chips: tuple[str, ...]
-    upto_tflop: int
-    expires_us: int
-    """No later than this on the host's own clock, which began earlier."""
-    adopted: bool = False
-    """The log has a word on it."""
-
-
-@dataclass(slots=True)
-class Account:
-    """What one log spends of one subject."""
-
-    charged_flop: int = 0
-    """The most that it has reported."""
-    open: tuple[Grant, ...] = ()
-    """Leases under which it may still spend, oldest first: the one it is on, and one that it hasn't spoken of."""
-    cap_tflop: int = 0
-    chips: int = 0
-    expires_us: int = 0
-    """The highest cap of them, how many chips, and when the last of them is over; 0 without any."""
-    sequence: int = 0
-    """Of its next lease."""
-    asked_seq: int = -1
-    """Of the entry that the last lease answers."""
-    final_seq: int = -1
-    """Of its last word: what it asked for before that it won't take."""
-    heard_us: int = 0
-    written_off_tflop: int = 0
-    """What it could have spent when the node left this log for another."""
-
-    @property
-    def reported_tflop(self) -> int:
-        return -(-self.charged_flop // TERA)
-
-    @property
-    def charged_tflop(self) -> int:
-        return max(self.reported_tflop, self.written_off_tflop)
-
-    @property
-    def committed_tflop(self) -> int:
-        """What is taken from the budget: a host that spent more than its cap takes what it spent."""
-        return max(self.charged_tflop, self.cap_tflop)
-
-    def hold(self, grants: tuple[Grant, ...]) -> None:
-        """Set its open leases."""
-        self.open = grants
-        self.cap_tflop = max((grant.upto_tflop for grant in grants), default=0)
-        self.chips = len({chip for grant in grants for chip in grant.chips})
-        self.expires_us = max((grant.expires_us for grant in grants), default=0)
-
-
-@dataclass(slots=True)
-class Subject:
-    """What a run, or an allowance, has given out."""
-
-    accounts: dict[Origin, Account] = field(default_factory=dict)
-    charged_tflop: int = 0
-    committed_tflop: int = 0
 
 
 class Irregular(NamedTuple):
@@ -142,7 +75,7 @@ class Ledger:
         return (found.accounts.get(origin) if found else None) or Account()
 
     def charged_tflop(self, subject: str) -> int:
-        """What all logs have charged, as far as they said so; and what was written off."""
+        """What counts as charged by all logs, as far as they said so; and what was written off."""
         found = self.subjects.get(subject)
         return found.charged_tflop if found else 0
 
@@ -188,6 +121,9 @@ class Ledger:
             raise refuse(Why.STALE, "asked for before its last lease or last word", got=f"entry {asked.seq}")
         if any(grant.adopted and grant.boot_id != lease.boot_id for grant in own.open):
             raise refuse(Why.OWES_REPORT, "no last word on the lease of an earlier boot", got=own.open[0].hash)
+        if (more := own.unbelieved_tflop(at_us)) > 0:
+            what = f"{more} TFLOP more are reported than its chips can have done"
+            raise refuse(Why.EXHAUSTED, what, expected=f"<= {own.charged_tflop - more} TFLOP", got=own.charged_tflop)
         for chip in lease.chips:
             self._check_chip(chip, subject, origin, at_us)
         held = self.chips_held(subject, at_us, but=origin)
@@ -216,6 +152,7 @@ class Ledger:
                 self._write_off(left, old, at_us)
         account = self._opened(subject, origin)
         before = _sums(account)
+        account.settle(at_us)
         # What wasn't adopted until this entry never will be: the host takes only what its newest entry asked for.
         kept = tuple(grant for grant in account.open if grant.adopted)
         for grant in account.open:
@@ -251,10 +188,13 @@ class Ledger:
         if charged < account.charged_flop:
             found.append(Irregular("lease_rollback", f"{charged} FLOP charged, {account.charged_flop} before"))
         # A renewal may cap lower than what was charged by then: only what was added since is more than allowed.
-        allowed = max(account.cap_tflop, account.reported_tflop)
+        allowed = max(account.cap_tflop, -(-account.charged_flop // TERA))
+        account.settle(at_us, charged)
         if -(-charged // TERA) > allowed:
-            found.append(Irregular("lease_overrun", f"{charged} FLOP charged, {allowed} TFLOP allowed"))
-        account.charged_flop = max(charged, account.charged_flop)
+            detail = f"{charged} FLOP charged, {allowed} TFLOP allowed"
+            if account.counted_flop < charged:
+                detail += f"; {account.spent_tflop} TFLOP of it count: no chips do more in that time"
+            found.append(Irregular("lease_overrun", detail))
         if body.event == "final":
             closed = account.open
             account.hold(())
@@ -281,6 +221,7 @@ class Ledger:
         """A node left this log with leases open: it can have used all of them, and will hardly say."""
         account = self._opened(subject, origin)
         before = _sums(account)
+        account.settle(at_us)
         account.written_off_tflop = account.committed_tflop
         account.heard_us = 0
         self._settle(subject, origin, account, before, at_us)
@@ -288,22 +229,22 @@ class Ledger:
     def _settle(self, subject: str, origin: Origin, account: Account, before: "_Sums", at_us: int) -> None:
         """Sums after an account changed."""
         sums, after = self.subjects[subject], _sums(account)
-        sums.charged_tflop += after.charged - before.charged
+        sums.charged_tflop += after.counted - before.counted
         sums.committed_tflop += after.committed - before.committed
         until_us = min(account.expires_us, account.heard_us + SILENT_US)
         self._holds[_held_by(subject)].put(f"{subject} {origin}", account.chips, until_us, at_us)
-        spent, left = after.reported - before.reported, after.committed - after.reported
+        spent, left = after.spent - before.spent, after.committed - after.spent
         self.free.settle(subject, origin, spent, left, account.expires_us, at_us)
 
 
 class _Sums(NamedTuple):
-    reported: int
-    charged: int
+    spent: int
+    counted: int
     committed: int
 
 
 def _sums(account: Account) -> _Sums:
-    return _Sums(account.reported_tflop, account.charged_tflop, account.committed_tflop)
+    return _Sums(account.spent_tflop, account.counted_tflop, account.committed_tflop)
 
 
 def _held_by(subject: str) -> str:

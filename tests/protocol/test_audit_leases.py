@@ -14,6 +14,7 @@ from keyturn_protocol.claims import LIVE_S
 from keyturn_protocol.entry_log import RetiredBody
 from keyturn_protocol.findings import FindingCode
 from keyturn_protocol.lease import AllowanceName
+from keyturn_protocol.lease_accounts import CHIP_TFLOP_S
 from keyturn_protocol.lifecycle import State
 from keyturn_protocol.statements import Replacement
 from tests.support.bundles import Bundle
@@ -402,6 +403,31 @@ class TestHosts:
         host.works().say(lease)
         site.receive(host)
         passes(site, FindingCode.LEASE_OVERRUN)
+
+    def test_one_huge_report_uses_no_run_up(self) -> None:
+        site = LeasedSite()
+        host, other = site.host("a"), site.host("b")
+        lease = site.leased(host, 10**5)
+        host.say(lease, flop=10**70)
+        site.receive(host)
+        site.leased(other, 5 * 10**5)
+        report = passes(site, FindingCode.LEASE_OVERRUN)
+        (run,) = report.runs
+        assert run.state is State.ACTIVE
+        # What one chip can do between the leaves of its lease and of its report, and what the other one may.
+        counts = 2 * CHIP_TFLOP_S
+        assert (run.charged_tflop, run.committed_tflop) == (counts, counts + 5 * 10**5)
+        (found,) = [one for one in report.findings if one.code is FindingCode.LEASE_OVERRUN]
+        assert found.detail.endswith(f"; {counts} TFLOP of it count: no chips do more in that time")
+
+    def test_a_lease_for_who_said_more_than_its_chips_can_have_done(self) -> None:
+        site = LeasedSite(budget_tflop=10**9)
+        host = site.host("a")
+        lease = site.leased(host, 10)
+        host.say(lease, flop=10**20)
+        site.receive(host)
+        site.leased(host, 2 * 10**8)
+        refused(site, "TFLOP more are reported than its chips can have done")
 
     @pytest.mark.parametrize("other", [True, False], ids=["for_another_run", "for_the_same"])
     def test_a_nonce_said_twice_puts_no_verifier_in_the_wrong(self, other: bool) -> None:

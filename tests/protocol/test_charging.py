@@ -13,7 +13,7 @@ from keyturn_protocol.charging import Charge, peak_tflop_s
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.entry_switch import SPENT
 from keyturn_protocol.flop import energy_bound, peak_rate
-from keyturn_protocol.leases import TERA
+from keyturn_protocol.lease_accounts import TERA
 from tests.support.metered import RUN, SECOND, WORK, Metered, h100, in_runs, with_restarts
 from tests.support.naive_charge import NaiveCharge
 

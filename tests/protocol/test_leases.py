@@ -81,7 +81,7 @@ class TestReports:
         books = Books()
         lease = books.grant(A, 90)
         assert books.report(A, lease, 90, "adopted") == []
-        assert books.report(A, lease, 90.5) == ["lease_overrun"]
+        assert books.report(A, lease, 90.5, at_s=1) == ["lease_overrun"]
         assert books.ledger.committed_tflop(RUN) == 91
 
     def test_a_renewal_that_caps_lower_than_what_was_charged_meanwhile_is_no_overrun(self) -> None:

@@ -7,7 +7,7 @@ from keyturn_protocol.authority import Refused
 from keyturn_protocol.entry_switch import LeaseBody, PermitBody, SpecChecks
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import AllowanceName, Lease, lease_hash, lease_subject
-from keyturn_protocol.leases import Asked, Ledger
+from keyturn_protocol.leases import Asked, Irregular, Ledger
 from keyturn_protocol.policy import Allowance
 from keyturn_protocol.runs import Scope
 from tests.support.parties import BEGIN, NAME, scope
@@ -112,6 +112,12 @@ class Books:
         self, origin: Origin, lease: str, tflop: float, event: str = "report", *, at_s: int = 0, seq: int | None = None
     ) -> list[str]:
         """What a host says that it has charged; the codes of what is wrong with that."""
+        return [one.code for one in self.irregular(origin, lease, tflop, event, at_s=at_s, seq=seq)]
+
+    def irregular(
+        self, origin: Origin, lease: str, tflop: float, event: str = "report", *, at_s: int = 0, seq: int | None = None
+    ) -> tuple[Irregular, ...]:
+        """The same, with what is said about each."""
         body = LeaseBody(
             charged_flop=str(round(tflop * 10**12)),
             event=event,  # type: ignore[arg-type]
@@ -120,4 +126,4 @@ class Books:
             reason="done" if event == "final" else None,
         )
         number = self.next_seq(origin) if seq is None else seq
-        return [one.code for one in self.ledger.report(origin, number, body, BEGIN + at_s * SECOND)]
+        return self.ledger.report(origin, number, body, BEGIN + at_s * SECOND)

@@ -16,7 +16,7 @@ from keyturn_protocol.entry_switch import LeaseBody, LeaseGap, PermitBody, SpecC
 from keyturn_protocol.entry_usage import FIELDS, Share, UsageBody
 from keyturn_protocol.ids import Deployment
 from keyturn_protocol.lease import Lease, lease_hash, lease_subject
-from keyturn_protocol.leases import TERA
+from keyturn_protocol.lease_accounts import TERA
 from keyturn_protocol.usage_runs import Run
 from tests.support.hosts import Host, chip
 

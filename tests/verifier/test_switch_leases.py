@@ -274,6 +274,42 @@ def test_a_spec_that_the_host_has_to_check(verifier: Verifier) -> None:
     assert host.leased(run, spec=spec(argv="verified")).run == run
 
 
+def test_one_huge_report_uses_up_no_run_and_no_allowance(
+    office: Office, verifier: Verifier, now: list[int], tmp_path: Path
+) -> None:
+    run = office.approved()
+    liar, other = Starter.enrolled(verifier, 0), Starter.enrolled(verifier, 1)
+    leases = [liar.leased(asks, chips=[chip]) for asks, chip in zip((run, None), liar.uuids, strict=True)]
+    for lease in leases:
+        liar.report(lease, 10**40)
+    seen = office.view(run)
+    assert (seen.state, seen.charged_tflop) == ("active", leases[0].upto_tflop)
+    (found,) = [one for one in seen.findings if one.code == "lease_overrun"]
+    assert found.detail.endswith(f"; {leases[0].upto_tflop} TFLOP of it count: no chips do more in that time")
+    for asks, chip in zip((run, None), liar.uuids, strict=True):
+        answer = liar.get(liar.ask(asks, chips=[chip]))
+        refused(answer, "exhausted")
+        assert "TFLOP more are reported than its chips can have done" in answer.problem.detail
+        assert other.leased(asks, chips=[other.uuids[asks is None]]).upto_tflop > 0
+    with reading(verifier.engine) as connection:
+        assert list(check(connection, verifier.trust)) == []
+    bundle = FolderReader(verifier.export(tmp_path / "out"))
+    assert audit(bundle, None, chip_table(), root_sha256=office.root).reasons == ()
+
+
+def test_work_beyond_a_lease_is_charged_to_the_run(office: Office, verifier: Verifier, now: list[int]) -> None:
+    run = office.approved(scope=office.scope(budget_tflop=10**6))
+    hosts = [Starter.enrolled(verifier, number) for number in range(2)]
+    lease = hosts[0].leased(run)
+    hosts[0].report(lease, 10, "adopted")
+    less = hosts[0].leased(run)
+    now[0] += 10 * SECOND
+    hosts[0].report(less, 2 * 10**6, "final")
+    seen = office.view(run)
+    assert (seen.state, seen.charged_tflop) == ("exhausted", 2 * 10**6)
+    refused(hosts[1].get(hosts[1].ask(run)), "exhausted")
+
+
 def test_a_host_that_reports_any_number_hides_no_run(office: Office, verifier: Verifier, now: list[int]) -> None:
     run, other = office.approved(), office.approved()
     host = Starter.enrolled(verifier, 0)
@@ -282,8 +318,8 @@ def test_a_host_that_reports_any_number_hides_no_run(office: Office, verifier: V
     host.send()
     token = verifier.reader_token()
     assert {item.run for item in every(verifier.client, "/v1/runs", token, RunItem, 10)} == {run, other}
-    assert len(every(verifier.client, "/v1/leases", token, LeaseItem, 10)) == 1
-    assert office.view(run).state == "exhausted"
+    (item,) = every(verifier.client, "/v1/leases", token, LeaseItem, 10)
+    assert (item.charged_tflop, office.view(run).charged_tflop) == (2**53 - 1, lease.upto_tflop)
     host.report(lease, 0, "final")
     # Its own account of the allowance can't be written down any more, and nobody answers for that with an error.
     free = host.leased(None)

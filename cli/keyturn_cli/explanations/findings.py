@@ -104,7 +104,7 @@ FINDINGS: Final[Mapping[FindingCode, tuple[str, str]]] = {
     ),
     FindingCode.LEASE_OVERRUN: (
         "A node charged more than its lease allowed: what ran wasn't stopped when the lease was used up.",
-        "A little is the time to the next sample. More: look at the gate's driver there, and at who gets around it.",
+        "A little is the time to the next sample. More: look at the gate's driver there. More than chips can: a lie.",
     ),
     FindingCode.LEASE_SURVIVORS: (
         "A workload went on on leased chips after the last word on their lease.",

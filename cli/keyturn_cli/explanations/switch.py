@@ -91,7 +91,7 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "keyturn root show FILE and keyturn policy show FILE say who is missing; pass the file on to be signed.",
     ),
     Why.EXHAUSTED: (
-        "Nothing of the budget is left to lease, or all of it is out on leases.",
+        "Nothing of the budget is left, or all is out on leases, or the host reported more than its chips can do.",
         "keyturn show RUN says what is charged and what is out. More budget takes keyturn amend and its approvals.",
     ),
     Why.TOO_MANY_CHIPS: (
