@@ -18,7 +18,6 @@ from keyturn_protocol.authority import Why, refuse
 from keyturn_protocol.entries import Entry, Genesis, Inventory, Retired
 from keyturn_protocol.entry_log import Source
 from keyturn_protocol.ids import LogName, NodeId
-from keyturn_protocol.totals import HOST, listed_in
 
 LIVE_S: Final = 1_800
 """After so long without a receipt nobody holds a chip for a node: six uploads of an agent that is left as it comes."""
@@ -45,16 +44,19 @@ def naming_in(entries: Iterable[Entry]) -> Naming | None:
     about = [entry for entry in entries if isinstance(entry, Genesis | Inventory | Retired)]
     if not about:
         return None
-    named, source, listed = listed_in(about), None, None
+    found = Naming(about[0].seq)
     for entry in about:
         match entry:
             case Genesis(body=genesis):
-                source = genesis.source
+                found = found._replace(source=genesis.source)
             case Inventory(body=inventory):
                 listed = frozenset(chip.uuid for chip in inventory.chips)
-            case _:
-                pass
-    return Naming(about[0].seq, source, frozenset(named) - {HOST}, listed, HOST in named)
+                found = found._replace(named=found.named | listed, listed=listed)
+            case Retired(body=retired) if retired.chips is not None:
+                found = found._replace(named=found.named.union(retired.chips))
+            case Retired():
+                found = found._replace(retired=True)
+    return found
 
 
 @dataclass(slots=True)
