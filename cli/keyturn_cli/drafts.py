@@ -118,8 +118,9 @@ def subject_of(run: Run, on: str | None) -> str:
     known = [*run.proposals, *(call.hash for call in run.calls)]
     found = [digest for digest in known if digest.startswith(wanted)]
     if len(found) != 1 or len(wanted) < 4:
-        hint = "keyturn show RUN lists what is open" if not found else "type more of it"
-        raise CliError(f"--on {on}: {len(found)} open proposals or suspensions begin so", exit=Exit.USAGE, hint=hint)
+        many = f"{len(found)} open proposals and suspensions begin so" if found else "nothing that is open begins so"
+        hint = "type more of it" if found else "keyturn show RUN lists what is open"
+        raise CliError(f"--on {on}: {many}", exit=Exit.USAGE, hint=hint)
     return found[0]
 
 

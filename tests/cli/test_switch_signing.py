@@ -178,7 +178,7 @@ def test_a_deadline_that_is_over(tmp_path: Path, keyturn: Cli) -> None:
     [
         (["--expect", "0" * 64], "this is another one"),
         (["--expect", "zz"], "--expect: must be 64 lower-case hex digits"),
-        (["--on", "abcd"], "0 open proposals or suspensions begin so"),
+        (["--on", "abcd"], "nothing that is open begins so"),
         (["--flop", "many"], "--flop: must be a number of FLOP"),
         (["--flop", "nan"], "--flop: must be a number of FLOP"),
         (["--flop", "1"], "--flop: must be at least 1e12 FLOP"),
