@@ -34,8 +34,12 @@ DEPLOYMENT = Deployment("keyturn.example.org")
 DAY_US = 86_400_000_000
 Database = Callable[[], str | None]
 """Makes a new database; None is a SQLite file inside of the state directory."""
-UNCOMPARED = {"tree_checkpoint", *(name for name in SQLModel.metadata.tables if name.startswith("rollup_"))}
-"""Published, or brought up to date, once a second by a clock of its own."""
+UNCOMPARED = {
+    "tree_checkpoint",
+    "ledger_snapshot",
+    *(name for name in SQLModel.metadata.tables if name.startswith("rollup_")),
+}
+"""Published, or brought up to date, by clocks of their own."""
 
 
 class Verifier:

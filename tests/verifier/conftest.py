@@ -14,6 +14,7 @@ ON_BOTH = {
     *("test_rollup", "test_rollup_passes", "test_buckets", "test_bundle_stream", "test_logs_api", "test_review"),
     *("test_check", "test_statements", "test_webhooks"),
     *("test_switch", "test_switch_wait", "test_switch_leases", "test_switch_claims", "test_switch_check"),
+    "test_snapshot",
 }
 """Modules whose tests run on SQLite and on PostgreSQL; the others run on SQLite."""
 IF_LONG = {"test_switch_crash", "test_switch_sequences"}

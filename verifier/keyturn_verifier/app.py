@@ -31,13 +31,14 @@ from keyturn_verifier.service import Service
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application; its lifespan runs the threads of ingest, of sums, of webhooks and of waiting hosts."""
+    """The application; its lifespan runs the threads of ingest, sums, snapshots, webhooks and waiting hosts."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.ingest.start(asyncio.get_running_loop())
         service.watch.start(asyncio.get_running_loop())
         service.keeper.start()
+        service.snapshots.start()
         service.webhooks.start()
         try:
             yield
@@ -45,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
             # Every upload that was taken is answered and the log published before the process ends.
             await asyncio.to_thread(service.ingest.stop)
             await asyncio.to_thread(service.keeper.stop)
+            await asyncio.to_thread(service.snapshots.stop)
             await asyncio.to_thread(service.webhooks.stop)
             await asyncio.to_thread(service.watch.stop)
 

@@ -23,7 +23,7 @@ from keyturn_protocol.entries import Heartbeat
 from keyturn_protocol.entry_usage import FIELDS
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.findings import Before, Finding, FindingCode, at_genesis, finding
-from keyturn_protocol.ids import parse_origin
+from keyturn_protocol.ids import Deployment, parse_origin
 from keyturn_protocol.keys import VerifierKey, node_id_of
 from keyturn_protocol.leaves import Enrolment, EnrolmentBody, LeafBody, LogFrozen, LogFrozenBody, NodeCheckpoint
 from keyturn_protocol.merkle import EMPTY_ROOT
@@ -31,6 +31,7 @@ from keyturn_protocol.receive import Accepted, Fork, FrozenReason, Head, Invalid
 from keyturn_protocol.segment import parse_segment
 from keyturn_protocol.usage import Rows as UsageRows
 from keyturn_protocol.usage import merge
+from keyturn_verifier.check_snapshot import check_snapshot
 from keyturn_verifier.check_statements import check_statements
 from keyturn_verifier.check_tree import Tree, check_tree
 from keyturn_verifier.db import tables
@@ -62,6 +63,7 @@ UNCHECKED: Final = {
     "maintenance_window": "an operator's word about findings, which an audit doesn't hear",
     "webhook_outbox": "messages that say where to look; no evidence",
     "rollup_state": "which sums there are: with another state others are made, and those are checked",
+    "ledger_snapshot.version": "who folds by other rules doesn't read it, and makes another one",
     "alembic_version": "which migrations ran; another one is refused at start",
 }
 """Columns and tables that no signed byte fixes, with the reason why it doesn't matter to evidence."""
@@ -113,6 +115,7 @@ def check(
     yield from _tokens(connection, trust, tree)
     yield from check_statements(connection, trust, operators, tree)
     yield from check_sums(connection, chip_table())
+    yield from check_snapshot(connection, Deployment(trust.deployment))
     found, _ = quoted(tree.log(trust), quotes, trust)
     yield from (Difference(tables.tree_leaf.name, one.origin, one.detail) for one in found)
 

@@ -18,6 +18,7 @@ from keyturn_verifier.permits import Permits
 from keyturn_verifier.rollup.keeper import Keeper
 from keyturn_verifier.rollup.reader import Totals
 from keyturn_verifier.rollup.sources import Sources
+from keyturn_verifier.snapshot_keeper import SnapshotKeeper
 from keyturn_verifier.switch_state import Counts, SwitchState
 from keyturn_verifier.taking import Taker
 from keyturn_verifier.watch import Watch
@@ -35,6 +36,7 @@ class Service:
     ingest: Ingest
     totals: Totals
     keeper: Keeper
+    snapshots: SnapshotKeeper
     webhooks: Webhooks
     switch: SwitchState
     taker: Taker
@@ -78,6 +80,7 @@ def build(config: Config, engine: Engine, keys: Keys, clock: Clock) -> Service:
         Ingest(config, engine, keys, clock),
         Totals(engine, table, sources),
         Keeper(engine, table, config.limits.rollup_interval_ms, sources),
+        SnapshotKeeper(engine, config.deployment),
         Webhooks(engine, config.webhooks, config.limits.webhook_days, clock),
         switch,
         Taker(config, engine, keys, switch, clock),

@@ -3,17 +3,19 @@
 Under the lock of the verifier's log everything that is committed is exactly the leaves before its size, so a writer
 that catches up there decides about the next leaf with all that any replica said before. Nothing is put in here before
 it is committed: a transaction that fails leaves nothing to undo.
+
+It begins with what is kept of leases (:mod:`keyturn_verifier.snapshot`), if there is any.
 """
 
 import heapq
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Column, Connection, Select, select
+from sqlalchemy import Column, Connection, Row, Select, select
 
 from keyturn_protocol.canonical import parse
 from keyturn_protocol.dsse import parse_envelope
@@ -22,6 +24,7 @@ from keyturn_protocol.findings import Finding, FindingCode, finding
 from keyturn_protocol.ids import Deployment, Origin
 from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leases import Asked
+from keyturn_protocol.ledger_state import ledger_of, ledger_state
 from keyturn_protocol.lifecycle import State
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Root
@@ -29,6 +32,7 @@ from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Susp
 from keyturn_protocol.statement_base import Statement
 from keyturn_protocol.statements import Replacement, parse_payload
 from keyturn_protocol.switch import Switch, log_statement
+from keyturn_verifier import snapshot
 from keyturn_verifier.db.statement_tables import statement
 from keyturn_verifier.db.switch_tables import lease_issued, lease_report, lease_request
 from keyturn_verifier.db.tables import log
@@ -55,6 +59,8 @@ _REPORTS: Final = select(
 IRREGULAR: Final = 1_000
 """So many findings about leases are kept of one log, the first ones: a host can write as many as it likes, and an audit
 has them all."""
+_LEAVES: Final = 4_096
+"""Whose rows are in memory at one time."""
 
 
 class Counts(NamedTuple):
@@ -71,8 +77,12 @@ class Counts(NamedTuple):
 class SwitchState:
     """The switch, and at which leaf there was news of what. Any thread may ask."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, *, resume: bool = True) -> None:
+        """
+        :param resume: whether to begin with what is kept of leases.
+        """
         self._deployment = deployment
+        self._resume = resume
         # Taken after the lock of the verifier's log, where both are; nobody takes that one under this one.
         self._lock = threading.RLock()
         self._begin()
@@ -86,7 +96,15 @@ class SwitchState:
         self._irregular: list[tuple[str, Finding]] = []
         self._statements: Counter[str] = Counter()
         self._leases = 0
+        self._first: dict[str, int] = {}
+        """Run → the leaf of its first lease."""
         self._irregular_of: Counter[Origin] = Counter()
+
+    @property
+    def size(self) -> int:
+        """How many leaves are in it."""
+        with self._lock:
+            return self._size
 
     @contextmanager
     def caught_up(self, connection: Connection, size: int, *, locked: bool = False) -> Iterator[Switch]:
@@ -137,17 +155,58 @@ class SwitchState:
         """The leaf of a request that the switch has."""
         return next(leaf for leaf, digest in reversed(self.requests(-1)) if digest == run)
 
+    def kept(self, connection: Connection) -> snapshot.Kept:
+        """What leases made of it.
+
+        :param connection: sees the last leaf that is in it.
+        :raises LookupError: it doesn't.
+        """
+        with self._lock:
+            runs = self._switch.runs
+            return snapshot.Kept(
+                deployment=self._deployment,
+                size=self._size,
+                last=snapshot.last_of(connection, self._size),
+                index=self._switch.index,
+                ledger=ledger_state(self._switch.ledger),
+                leases=self._leases,
+                first={run: (leaf, runs[run].started_us or 0) for run, leaf in self._first.items()},
+                irregular=list(self._irregular),
+                irregular_of=dict(self._irregular_of),
+            )
+
     @stored
     def _catch_up(self, connection: Connection, size: int) -> None:
-        parts = (
-            (_since(select(statement), statement.c.leaf, self._size, size), self._statement),
-            (_since(_LEASES, lease_issued.c.leaf, self._size, size), self._lease),
-            (_since(_REPORTS, lease_report.c.leaf, self._size, size).order_by(lease_report.c.seq), self._report),
+        if not self._size and self._resume and (kept := snapshot.load(connection, self._deployment, size)) is not None:
+            try:
+                self._go_on_from(kept, connection)
+            except snapshot.DAMAGED as error:
+                snapshot.unused(error)
+                self._begin()
+        for start in range(self._size, size, _LEAVES):
+            end = min(size, start + _LEAVES)
+            _take(
+                (_rows(connection, select(statement), statement.c.leaf, start, end), self._statement),
+                (_rows(connection, _LEASES, lease_issued.c.leaf, start, end), self._lease),
+                (_rows(connection, _REPORTS, lease_report.c.leaf, start, end, lease_report.c.seq), self._report),
+            )
+            self._size = end
+
+    def _go_on_from(self, kept: snapshot.Kept, connection: Connection) -> None:
+        """Statements, and of leases the first of each run alone; the rest is in what is kept."""
+        firsts = sorted(_First(leaf, time_us, run) for run, (leaf, time_us) in kept.first.items())
+        _take(
+            (_rows(connection, select(statement), statement.c.leaf, 0, kept.size), self._statement),
+            (firsts, self._begun),
         )
-        rows = [[(row, take) for row in connection.execute(query).all()] for query, take in parts]
-        for row, take in heapq.merge(*rows, key=lambda one: one[0].leaf):
-            take(row)
-        self._size = size
+        self._switch.ledger, self._switch.index = ledger_of(kept.ledger), kept.index
+        self._leases = kept.leases
+        self._irregular, self._irregular_of = list(kept.irregular), Counter(kept.irregular_of)
+        self._size = kept.size
+
+    def _begun(self, first: "_First") -> None:
+        self._switch.begin(first.run, first.leaf, first.time_us)
+        self._first[first.run] = self._news[first.run] = first.leaf
 
     def _statement(self, row: Any) -> None:
         self._statements[row.kind] += 1
@@ -175,7 +234,7 @@ class SwitchState:
         self._leases += 1
         self._switch.grant(lease, row.sha256.hex(), asked, row.leaf, row.time_us)
         if first and lease.run is not None:
-            self._news[lease.run] = row.leaf
+            self._first[lease.run] = self._news[lease.run] = row.leaf
 
     def _report(self, row: Any) -> None:
         body: LeaseBody = parse(row.body, LeaseBody)
@@ -189,8 +248,26 @@ class SwitchState:
             self._irregular.append((body.lease, found))
 
 
-def _since(query: "Select[Any]", leaf: "Column[int]", start: int, end: int) -> "Select[Any]":
-    return query.where(leaf >= start, leaf < end).order_by(leaf)
+class _First(NamedTuple):
+    """A run's first lease."""
+
+    leaf: int
+    time_us: int
+    run: str
+
+
+def _rows(
+    connection: Connection, query: "Select[Any]", leaf: "Column[int]", start: int, end: int, *then: "Column[int]"
+) -> "Sequence[Row[Any]]":
+    """Rows of leaves ``start`` … ``end - 1`` in their order."""
+    return connection.execute(query.where(leaf >= start, leaf < end).order_by(leaf, *then)).all()
+
+
+def _take(*parts: "tuple[Sequence[Any], Callable[[Any], None]]") -> None:
+    """Hand rows of all parts to who takes them, in the order of their leaves."""
+    rows = ([(row, take) for row in found] for found, take in parts)
+    for row, take in heapq.merge(*rows, key=lambda one: one[0].leaf):
+        take(row)
 
 
 def run_about(switch: Switch, digest: str, said: Statement) -> str | None:

@@ -58,6 +58,7 @@ def operators() -> list[Edit]:
 
 _NO_ROWS = {
     ("pending_log", "deleted"): "an announced node that never began: it announces itself again",
+    ("ledger_snapshot", "deleted"): "leases are folded from the first one on, and it is made again",
     ("tree_checkpoint", "deleted"): "it is signed again, over the same leaves; a client that kept it can compare",
 }
 _NO_EXCHANGE = {

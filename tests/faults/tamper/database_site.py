@@ -10,12 +10,13 @@ from sqlalchemy import insert, make_url
 
 from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.leaves import ExportBody
-from keyturn_verifier import config, translog
+from keyturn_verifier import config, snapshot, translog
 from keyturn_verifier.db.engine import writing
 from keyturn_verifier.db.review_tables import finding_closing, maintenance_window
+from keyturn_verifier.switch_state import SwitchState
 from tests.support.node import Node
 from tests.support.postgres import Postgres
-from tests.support.verifier import Verifier
+from tests.support.verifier import DEPLOYMENT, Verifier
 from tests.verifier.test_export import busy_node
 
 NOW_US = 1_790_003_600_000_000
@@ -90,6 +91,10 @@ def make(folder: Path, server: Postgres | None) -> Kept:
             kept = translog.publish(connection, verifier.keys.log, NOW_US)
             connection.execute(insert(finding_closing).values(**_SAID, node_id=gone.name.node_id, **_CLOSING))
             connection.execute(insert(maintenance_window).values(**_SAID, node_id=gone.name.node_id, **_WINDOW))
+            size, switch = translog.head(connection).size, SwitchState(DEPLOYMENT)
+            with switch.caught_up(connection, size):
+                leases = snapshot.packed(snapshot.encode(switch.kept(connection)))
+            snapshot.store(connection, size, leases)
         quote = HeartbeatBody(verifier_checkpoint=kept.decode())
         assert client.post(after.segment(after.append(quote), after.usage(1))).status == 200
     return Kept(folder, server, busy, kept, auditor, operator)

@@ -1,5 +1,6 @@
-"""The start switch: what nodes asked for and said about leases, which were issued, what commitments open to, and
-messages that are to be sent. All but the last two follow from signed bytes, and rows are never edited.
+"""The start switch: what nodes asked for and said about leases, which were issued, what commitments open to, messages
+that are to be sent, and what leases add up to. Rows of the first three follow from signed bytes and are never edited;
+the last is a cache.
 """
 
 from typing import Final
@@ -98,6 +99,20 @@ class WebhookMessage(SQLModel, table=True):
     tries: int = _big()
 
 
+class LedgerSnapshot(SQLModel, table=True):
+    """What leases add up to at some size of the verifier's log: one row, written over. See
+    :mod:`keyturn_verifier.snapshot`."""
+
+    __tablename__ = "ledger_snapshot"
+
+    id: int = Field(primary_key=True, sa_type=_ID, sa_column_kwargs={"autoincrement": False})
+    version: str
+    """Of the rules that it was folded by."""
+    size: int = _big()
+    """Leaves of the verifier's log that are in it."""
+    body: bytes
+
+
 def _table(model: type[SQLModel]) -> Table:
     table = SQLModel.metadata.tables[str(model.__tablename__)]
     assert isinstance(table, Table)  # noqa: S101
@@ -109,6 +124,7 @@ lease_report = _table(LeaseReport)
 lease_issued = _table(LeaseIssued)
 opening = _table(Opening)
 webhook_outbox = _table(WebhookMessage)
+ledger_snapshot = _table(LedgerSnapshot)
 
 Index("lease_request_by_party", lease_request.c.party, lease_request.c.time_us)
 Index("lease_request_by_run", lease_request.c.run, lease_request.c.time_us)

@@ -5,14 +5,10 @@ two passes at once can't both count. It uses a tenth of a core at most, and inge
 """
 
 import logging
-import threading
-import time
 from typing import Final
 
 from sqlalchemy import Connection, Engine, delete, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from keyturn_protocol.chips import ChipTable
 from keyturn_verifier.db.engine import is_postgres, reading, writing
@@ -25,7 +21,7 @@ from keyturn_verifier.db.rollup_tables import (
     rollup_place,
     rollup_state,
 )
-from keyturn_verifier.errors import OutcomeUnknown
+from keyturn_verifier.passes import Passes
 from keyturn_verifier.rollup import feed
 from keyturn_verifier.rollup.delta import CellKey, Delta, Work
 from keyturn_verifier.rollup.feed import ALL_LOGS, State
@@ -43,9 +39,6 @@ LEAVES: Final = 2_048
 """Of the verifier's log, in one pass."""
 LOGS: Final = 16
 """Put in as a whole in one pass, when sums are made for the first time."""
-_REST: Final = 9
-"""How many times as long as a pass took there is none."""
-_AFTER_ERROR_S: Final = 60.0
 _ROW: Final = 1
 
 
@@ -55,40 +48,19 @@ class Keeper:
     def __init__(self, engine: Engine, table: ChipTable, interval_ms: int, sources: Sources) -> None:
         self._engine = engine
         self._table = table
-        self._interval_s = interval_ms / 1_000
         self._sources = sources
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rollup", daemon=True)
+        self._passes = Passes(self.step, interval_ms / 1_000, "rollup", "sums could not be brought up to date")
         self._taken_over = False
         """Another chip table replaced this process's: it is not taken back, or two versions would go on doing so."""
         self._mine = False
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._passes.start()
 
     def stop(self) -> None:
         """End after the pass that is under way. Blocks."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        wait_s = self._interval_s
-        while not self._stop.wait(wait_s):
-            began = time.monotonic()
-            try:
-                more = self.step()
-            except (DBAPIError, OutcomeUnknown, PoolTimeout) as error:
-                log.warning("sums could not be brought up to date: %s", error)
-                more = False
-            except Exception:
-                # The thread has to go on: totals are right without it, and only slower.
-                log.exception("sums could not be brought up to date; see keyturn-verifier check")
-                more = False
-                self._stop.wait(_AFTER_ERROR_S)
-            took_s = time.monotonic() - began
-            wait_s = took_s * _REST if more else max(self._interval_s, took_s * _REST)
+        self._passes.stop()
 
     def step(self) -> bool:
         """Make one pass; returns whether there is more to do at once."""
