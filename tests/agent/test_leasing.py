@@ -1,5 +1,6 @@
 """What a host does where asking for a lease goes wrong on its own side, step by step."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,17 +10,21 @@ import pytest
 
 from keyturn_agent.errors import AgentError, RefusedError
 from keyturn_agent.ports import Answer
+from keyturn_agent.switch import lease_files
 from keyturn_agent.switch.asking import ToExec, Told
+from keyturn_agent.switch.ending import Ending
 from keyturn_agent.switch.errands import Done
 from keyturn_agent.switch.jobs import Jobs, Live, pick
 from keyturn_agent.switch.lease_answer import NoLease, Note, NotYet, Said, TooLate, said
-from keyturn_agent.switch.lease_state import Job, Now, Phase
+from keyturn_agent.switch.lease_state import Book, Holding, Job, Now, Phase, Place
 from keyturn_agent.switch.leasing import Leasing
 from keyturn_agent.switch.permits import Permits
 from keyturn_agent.switch.spec import NOTHING
 from keyturn_protocol.api import ProblemCode, problem
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.entries import Body
+from keyturn_protocol.entry_log import DegradedBody
+from tests.support.parties import changed
 
 NOW = Now(50_000_000, 1_790_000_000_000_000)
 
@@ -54,7 +59,7 @@ class Listener:
 class Asking:
     """A host with one command that looks for a lease; what isn't needed for that isn't there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ask: bool = True) -> None:
         nothing: Any = None
         log = SimpleNamespace(size=41, name=SimpleNamespace(origin="kt.example/node/a/1"))
         store: Any = SimpleNamespace(folder=folder, log=log)
@@ -66,7 +71,8 @@ class Asking:
         self.leasing = Leasing(self.jobs, nothing, nothing, self.permits, nothing, notices=False)
         visitor: Any = self.listener
         self.live = Live(JOB, visitor=visitor)
-        self.jobs.add(self.live)
+        if ask:
+            self.jobs.add(self.live)
 
 
 JOB = Job(
@@ -93,6 +99,24 @@ def test_an_answer_that_breaks_what_reads_it_ends_neither_the_agent_nor_the_wait
         assert isinstance(host.listener.heard[-1], Told)
         assert host.live.again_us > NOW.mono_us
     assert list(host.jobs) == [host.live]
+
+
+def test_a_job_that_ends_at_the_start_of_an_agent_takes_no_other_with_it(tmp_path: Path) -> None:
+    """All that an agent before this one held stays on disk until each of it has had its last word."""
+    held = Holding(sha256="0" * 64, origin="kt.example/node/a/1", drawn_us=1)
+    two = [changed(JOB, job=number * 64, lease=held, phase="running") for number in "12"]
+    lease_files.keep(tmp_path, Book(v=1, origin=held.origin, jobs=two, sequences={}, gate_seq=0))
+    jobs = Asking(tmp_path, ask=False).jobs
+    first, second = jobs.take_up()
+    jobs.drop(first)
+    assert lease_files.load(tmp_path).jobs == [second.job]
+
+
+def test_what_the_gate_said_is_not_said_again_by_the_next_agent(tmp_path: Path) -> None:
+    host = Asking(tmp_path, ask=False)
+    host.jobs.keep()
+    host.jobs.gate_said(7)
+    assert Asking(tmp_path, ask=False).jobs.gate_seq == 7
 
 
 def answer(code: ProblemCode, detail: str, retry_after_s: int | None = None) -> Answer:
@@ -123,3 +147,25 @@ def test_a_job_gets_the_chips_that_it_names_or_all_that_nobody_has() -> None:
         pick(["GPU-0"], ["GPU-2", "GPU-0"])
     with pytest.raises(RefusedError, match="no chip of this host is free"):
         pick([], None)
+
+
+def test_a_command_that_is_refused_as_it_begins_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its process goes away by itself, a moment later: that isn't work after the end of a lease."""
+    host = Asking(tmp_path, ask=False)
+    jobs: Any = host.jobs
+    jobs.metering = SimpleNamespace(charged_flop=lambda subject: 0)
+    gating: Any = SimpleNamespace(let_go=lambda live, now: True)
+    ending = Ending(jobs, gating)
+    here = Place(pid=os.getpid(), start=0, cgroup=None, session=os.getsid(0))
+    held = Holding(sha256="0" * 64, origin="kt.example/node/another/1", drawn_us=1)
+    for refused, left in ((True, []), (False, ["survivors"])):
+        stub: Any = Listener()
+        live = Live(changed(JOB, place=here, lease=held, phase="starting"), stub=stub)
+        jobs.add(live)
+        if refused:
+            ending.refuse(live, RefusedError("gate", "no gate"))
+        else:
+            ending.end(live, "the lease ends")
+        ending.step(live, NOW)
+        assert [body.cause for body in host.hands.held if isinstance(body, DegradedBody)] == left
+        assert list(jobs) == []

@@ -42,6 +42,8 @@ class Ending:
         if live.stub is not None:
             tell_refusal(live.stub, error)
             live.stub = None
+            # It never becomes the command: that it still goes away isn't work that is left after a lease.
+            live.change(place=None)
         live.visitor = None
         self.end(live, str(error))
 

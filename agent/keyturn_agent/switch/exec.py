@@ -102,6 +102,8 @@ class _Session:
     """``away``: the agent went away, and the next one is looked for. ``lost``: that one doesn't know the command."""
     stop: _Stop | None = None
     over: Over | None = None
+    refused: bool = False
+    """After that the agent says nothing more."""
 
     def run(self) -> int:
         leased = self._wait_for_lease()
@@ -226,6 +228,7 @@ class _Session:
                 how = "stops" if message.enforced or self.command.obey else "would stop"
                 _say(f"this run {how} in {message.in_ms / 1000:.0f} s: {message.why}")
             case Refused():
+                self.refused = True
                 _say(f"refused: {message.detail}")
                 if self.link == "away":
                     self.link = "lost"
@@ -277,7 +280,7 @@ class _Session:
 
     def _last_words(self, status: int) -> None:
         """Say why it ended, and what it cost."""
-        if self.agent is not None and self.over is None:
+        if self.agent is not None and self.over is None and not self.refused:
             with contextlib.suppress(OSError):
                 self.agent.sendall(line(Ended(status=status)))
             self._wait_for_over(time.monotonic() + _LAST_WORDS_S)

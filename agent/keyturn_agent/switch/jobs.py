@@ -106,10 +106,8 @@ class Jobs:
         self.metering = metering
         self._clock = clock
         self._hurry = hurry
-        self._book = lease_files.load(store.folder)
+        self._book = self._kept = lease_files.load(store.folder)
         self._live: dict[str, Live] = {}
-        self.left_over = list(self._book.jobs)
-        """Those of the agent before this one."""
 
     # -- which there are
 
@@ -119,6 +117,13 @@ class Jobs:
 
     def get(self, job: str) -> Live | None:
         return self._live.get(job)
+
+    def take_up(self) -> list[Live]:
+        """Those of the agent before this one: all of them are there before the first one ends, and is forgotten."""
+        for job in self._book.jobs:
+            if job.lease is not None:
+                self.add(Live(job, gated=job.place is not None))
+        return list(self)
 
     def add(self, live: Live) -> None:
         self._live[live.job.job] = live
@@ -171,10 +176,11 @@ class Jobs:
 
     def keep(self) -> None:
         """After this the jobs survive as they are."""
-        book = msgspec.structs.replace(self._book, jobs=[live.job for live in self if live.job.lease is not None])
-        if book != self._book or not (self.store.folder / lease_files.NAME).exists():
-            self._book = book
-            lease_files.keep(self.store.folder, book)
+        jobs = [live.job for live in self if live.job.lease is not None]
+        self._book = msgspec.structs.replace(self._book, jobs=jobs)
+        if self._book != self._kept or not (self.store.folder / lease_files.NAME).exists():
+            lease_files.keep(self.store.folder, self._book)
+            self._kept = self._book
 
     def sequence(self, subject: str, origin: str) -> int:
         """Of the newest lease of a subject that was ever adopted in this log; -1 for none."""
@@ -191,10 +197,9 @@ class Jobs:
         return self._book.gate_seq
 
     def gate_said(self, seq: int) -> None:
-        """The gate's events up to this one are in the log."""
-        if seq != self._book.gate_seq:
-            self._book = msgspec.structs.replace(self._book, gate_seq=seq)
-            self.keep()
+        """The gate's events up to this one are in the log; after this none of them is said again."""
+        self._book = msgspec.structs.replace(self._book, gate_seq=seq)
+        self.keep()
 
     # -- what the log says
 

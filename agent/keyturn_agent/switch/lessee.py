@@ -80,9 +80,8 @@ class Lessee:
     def begin(self, hands: Hands) -> None:
         """From here on requests are heard; jobs of the agent before this one go on or end."""
         self._jobs.hands = hands
-        for job in self._jobs.left_over:
-            self._take_up(job)
-        self._jobs.left_over = []
+        for live in self._jobs.take_up():
+            self._take_up(live)
         self._jobs.keep()
 
     @property
@@ -311,22 +310,21 @@ class Lessee:
 
     # -- what is left of an agent before this one
 
-    def _take_up(self, job: Job) -> None:
+    def _take_up(self, live: Live) -> None:
         """A job of the agent before this one."""
-        if job.lease is None:
+        job, holding = live.job, live.job.lease
+        if holding is None:
             return
-        live = Live(job, gated=job.place is not None)
-        self._jobs.add(live)
         if job.bounds is not None and (said := job.bounds.said) is not None:
             live.heard = Moment(said.at_us, said.why, said.of_us)
-        live.lease = self.metering.notes.get(job.lease.sha256)
+        live.lease = self.metering.notes.get(holding.sha256)
         if live.lease is None:
-            raise StoreError("bad_state", f"lease {job.lease.sha256} is gone from {self._store.folder}", hint=LOST)
+            raise StoreError("bad_state", f"lease {holding.sha256} is gone from {self._store.folder}", hint=LOST)
         if job.boot_id != self._jobs.boot_id:
             self._ending.final(live, "the host was booted again")
         elif job.place is None or not alive(job.place):
             self._ending.final(live, "the run ended while the agent was down")
         else:
             logger.warning("job %s goes on under its lease", job.job[:16])
-            live.renew_us = renew_us(job.lease, live.lease)
+            live.renew_us = renew_us(holding, live.lease)
             live.move(Phase.RUNNING)

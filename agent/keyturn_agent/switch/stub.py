@@ -23,22 +23,32 @@ def main(argv: list[str]) -> int:
     if group != "-":
         with open(f"{group}/cgroup.procs", "w") as procs:  # noqa: PTH123 -- pathlib would be loaded for this
             procs.write("0")
-    with socket.socket(socket.AF_UNIX) as agent:
-        agent.connect(path)
-        agent.sendall(json.dumps({"token": token, "type": "begin"}, separators=(",", ":")).encode() + b"\n")
-        answer = b""
-        while not answer.endswith(b"\n"):
-            part = agent.recv(65_536)
-            if not part:
-                return REFUSED
-            answer += part
-    if json.loads(answer)["type"] != "go":
+    try:
+        answer = _ask(path, json.dumps({"token": token, "type": "begin"}, separators=(",", ":")).encode() + b"\n")
+    except OSError as error:
+        sys.stderr.write(f"keyturn-agent: error: the agent went away before the command began: {error.strerror}\n")
+        return REFUSED
+    if not answer or json.loads(answer)["type"] != "go":
         return REFUSED
     try:
         os.execvp(command[0], command)  # noqa: S606 -- to become the command is what this is for
     except OSError as error:
         sys.stderr.write(f"keyturn-agent: error: {command[0]}: {error.strerror}\n")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+
+
+def _ask(path: str, request: bytes) -> bytes:
+    """The agent's line; nothing where it went away instead."""
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.connect(path)
+        agent.sendall(request)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            part = agent.recv(65_536)
+            if not part:
+                return b""
+            answer += part
+        return answer
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""How ``exec`` ends: with the agent's last word, whichever that is, or without an agent."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keyturn_agent.switch.asking import Ended, Over, Refused, ToExec, line, to_agent
+from keyturn_agent.switch.exec import Command, _Session
+from keyturn_agent.switch.stub import REFUSED, main
+
+
+@pytest.mark.parametrize(
+    ("last", "asked"),
+    [
+        (Over(charged_flop="7", detail="done"), None),
+        (Refused(code="gate", detail="no gate", hint=None, retry=False), None),
+        (None, Ended(status=125)),
+    ],
+)
+def test_nothing_is_waited_for_after_the_last_word(last: ToExec | None, asked: Ended | None) -> None:
+    nothing: Any = None
+    ours, agents = socket.socketpair()
+    with ours, agents:
+        session = _Session(Command(Path("/"), nothing, {}, ["true"], None, False), ours)
+        if last is not None:
+            agents.sendall(line(last))
+            for message in session._hear(None):
+                session._note(message)
+        else:
+            # Whoever is asked for it says it, or goes away.
+            agents.shutdown(socket.SHUT_WR)
+        session._last_words(125)
+        session.close()
+        said = agents.recv(65_536)
+    assert (to_agent(said.removesuffix(b"\n")) if said else None) == asked
+
+
+def test_agent_that_is_gone_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "no.sock"), "0" * 64, "-", "0", "sh", "-c", "echo started"]) == REFUSED
+    out, err = capfd.readouterr()
+    assert (out, "the agent went away before the command began" in err) == ("", True)
