@@ -67,7 +67,7 @@ class Asking:
         self.hands, self.listener = Full(), Listener()
         self.jobs = Jobs(store, clock, nothing, lambda: None)
         self.jobs.hands = self.hands
-        self.permits = Permits(self.jobs, nothing, nothing, nothing)
+        self.permits = Permits(self.jobs, nothing, nothing, nothing, nothing)
         self.leasing = Leasing(self.jobs, nothing, nothing, self.permits, nothing, notices=False)
         visitor: Any = self.listener
         self.live = Live(JOB, visitor=visitor)

@@ -13,6 +13,7 @@ from keyturn_agent.switch.lease_check import AHEAD_US, check_place, check_run
 from keyturn_agent.switch.lease_state import SECOND, Now, heard_stop
 from keyturn_agent.switch.pin import Pin
 from keyturn_agent.switch.spec import Start, check_spec, check_wanted, describe
+from keyturn_agent.switch.timers import Timers
 from keyturn_protocol.canonical import fit_text
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.permit import Opened
@@ -24,11 +25,12 @@ _WAIT_S: Final = 25
 class Permits:
     """The permits of jobs, under the root that this host pinned."""
 
-    def __init__(self, jobs: Jobs, errands: Errands, pin: Pin, verifier: SwitchVerifier) -> None:
+    def __init__(self, jobs: Jobs, errands: Errands, pin: Pin, verifier: SwitchVerifier, timers: Timers) -> None:
         self._jobs = jobs
         self._errands = errands
         self._pin = pin
         self._verifier = verifier
+        self._timers = timers
 
     def epoch(self, run: str | None) -> int:
         """The highest of a run that was seen; 0 where there is no run."""
@@ -84,13 +86,16 @@ class Permits:
 
     def _see(self, live: Live, opened: Opened) -> None:
         """Remember what is said, and from when on this host knows of a stop."""
-        self._pin.take(opened)
+        self._pin.check(opened)
         live.opened = opened
         now = self._jobs.now()
         if opened.bundle.time_us > now.time_us + AHEAD_US:
             self._jobs.degraded("verifier_time_ahead", f"a leaf of {opened.bundle.time_us}, {now.time_us} here")
         if opened.run is not None:
             live.heard = heard_stop(opened.run, live.heard, opened.bundle.time_us, now)
+        # The stop first: after a crash between the two nothing is known of a suspension by its epoch alone.
+        self._timers.keep(live, now)
+        self._pin.take(opened)
 
     def check_start(self, live: Live) -> None:
         """That the permit that was seen lets this job begin, here and with what it says that it starts; without a run,

@@ -135,18 +135,28 @@ class Pin:
             raise RefusedError("too_large", f"a permit bundle over {PERMIT_BUNDLE_BYTES} bytes")
         return open_permit_bundle(parse_permit_bundle(data), self.root_sha256, self._deployment)
 
+    def check(self, opened: Opened) -> None:
+        """That a bundle is no older than what was seen.
+
+        :raises ProtocolError: it is older, or says something else about what was seen.
+        """
+        check_versions(opened.authority, self._seen.versions)
+        check_mark(opened.bundle, self._seen.authority, run=False)
+        before = self._before(opened.bundle.run)
+        if before is not None:
+            check_mark(opened.bundle, before.mark, run=True)
+
+    def _before(self, run: str | None) -> SeenRun | None:
+        return next((seen for seen in self._seen.runs if seen.run == run), None)
+
     def take(self, opened: Opened) -> None:
         """Believe a bundle that is no older than what was seen; when this returns that survives.
 
-        :raises ProtocolError: it is older, or says something else about what was seen: nothing changes.
+        :raises ProtocolError: as :meth:`check`: nothing changes.
         """
-        bundle, run = opened.bundle, opened.bundle.run
-        check_versions(opened.authority, self._seen.versions)
-        check_mark(bundle, self._seen.authority, run=False)
-        before = next((seen for seen in self._seen.runs if seen.run == run), None)
-        if before is not None:
-            check_mark(bundle, before.mark, run=True)
-        runs = self._seen.runs
+        self.check(opened)
+        bundle, run, runs = opened.bundle, opened.bundle.run, self._seen.runs
+        before = self._before(run)
         if opened.run is not None:
             known = SeenRun(
                 run=opened.run.hash,

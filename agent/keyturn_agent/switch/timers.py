@@ -27,15 +27,20 @@ class Timers:
         run = None if live.opened is None else live.opened.run
         stop = stop_of(lease, drawn_us, run, self.spent_us(live, lease, now), now, live.heard)
         kept = live.job.bounds
-        if live.opened is not None:
-            bounds = bounds_of(live.opened.run, live.heard, now, self.times(live))
-            if moved(kept, bounds, MOVE_US):
-                live.change(bounds=bounds)
-                self._jobs.keep()
-        elif kept is not None and kept.ends_us is not None and kept.ends_us < stop.at_us:
+        self.keep(live, now)
+        if live.opened is None and kept is not None and kept.ends_us is not None and kept.ends_us < stop.at_us:
             # Until the permit is seen again, what was kept holds.
             return Stop(kept.ends_us, "the run's window ends")
         return stop
+
+    def keep(self, live: Live, now: Now) -> None:
+        """Keep what the permit says of the end; after this an agent that reaches nobody stops the run all the same."""
+        if live.opened is None:
+            return
+        bounds = bounds_of(live.opened.run, live.heard, now, self.times(live))
+        if moved(live.job.bounds, bounds, MOVE_US):
+            live.change(bounds=bounds)
+            self._jobs.keep()
 
     def spent_us(self, live: Live, lease: Lease, now: Now) -> int:
         """When the compute of a lease would be used up at peak, with room for what a stop takes.
