@@ -286,3 +286,20 @@ def test_without_an_agent_no_log_ends_in_which_a_run_is_charged(host: LeasingHos
     assert process.communicate(timeout=60)[0] == "term\n"
     until(lambda: host.leases()[-1].body.event == "final")
     assert host.command("key-roll", "--state", str(host.state)).returncode == 0
+
+
+def test_the_last_word_is_said_once_by_an_agent_that_died_after_it(host: LeasingHost) -> None:
+    process = begun(host, "--lineage", "aurora")
+    until(lambda: host.leases())
+    before = (host.state / "leases.json").read_bytes()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "term\n"
+    until(lambda: host.leases()[-1].body.event == "final")
+    host.kill()
+    # As it was on disk until the agent that had said it forgot the job.
+    (host.state / "leases.json").write_bytes(before)
+    host.start()
+    until(lambda: not lease_files.load(host.state).jobs)
+    host.stop()
+    host.start()
+    assert [lease.body.event for lease in host.leases()].count("final") == 1

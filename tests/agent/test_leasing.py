@@ -20,11 +20,14 @@ from keyturn_agent.switch.lease_state import Book, Holding, Job, Now, Phase, Pla
 from keyturn_agent.switch.leasing import Leasing
 from keyturn_agent.switch.permits import Permits
 from keyturn_agent.switch.spec import NOTHING
+from keyturn_agent.switch.timers import Timers
 from keyturn_protocol.api import ProblemCode, problem
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.entries import Body
 from keyturn_protocol.entry_log import DegradedBody
-from tests.support.parties import changed
+from keyturn_protocol.permit import Opened, open_permit_bundle, parse_permit_bundle
+from tests.support.assembly import Assembly
+from tests.support.parties import NAME, changed
 
 NOW = Now(50_000_000, 1_790_000_000_000_000)
 
@@ -138,6 +141,30 @@ def answer(code: ProblemCode, detail: str, retry_after_s: int | None = None) -> 
 )
 def test_what_a_verifier_answers_and_what_follows_from_it(answer: Answer, means: Said) -> None:
     assert said(answer) == means
+
+
+def test_the_stop_of_a_suspension_is_kept_before_the_permit_that_says_it(tmp_path: Path) -> None:
+    """After a crash between the two the permit isn't news any more, and nobody else would say when to stop."""
+    hall = Assembly()
+    run = hall.approved()
+    start = hall.start(run)
+    hall.suspend(run, "office/ivy")
+    opened = open_permit_bundle(parse_permit_bundle(hall.bundle(run)), hall.root, NAME)
+    held = Holding(sha256=start.lease.hash.hex(), origin="kt.example/node/a/1", drawn_us=1)
+    host = Asking(tmp_path, ask=False)
+    live = Live(changed(JOB, kind="run", run=run, lineage=None, lease=held, phase="running"), lease=start.lease.lease)
+    host.jobs.add(live)
+    host.jobs.keep()
+
+    def kept(_: Opened) -> None:
+        (job,) = lease_files.load(tmp_path).jobs
+        assert job.bounds is not None
+        assert job.bounds.said is not None
+        assert "suspended by office/ivy" in job.bounds.said.why
+
+    pin: Any = SimpleNamespace(check=lambda opened: None, take=kept)
+    nothing: Any = None
+    assert Permits(host.jobs, nothing, pin, nothing, Timers(host.jobs, 1)).answered(live, Done("", opened, None))
 
 
 def test_a_job_gets_the_chips_that_it_names_or_all_that_nobody_has() -> None:

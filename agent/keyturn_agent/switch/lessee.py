@@ -320,7 +320,10 @@ class Lessee:
         live.lease = self.metering.notes.get(holding.sha256)
         if live.lease is None:
             raise StoreError("bad_state", f"lease {holding.sha256} is gone from {self._store.folder}", hint=LOST)
-        if job.boot_id != self._jobs.boot_id:
+        if self.metering.has_last_word(live.subject, holding.sha256):
+            # The agent before this one died between saying it and forgetting the job: twice would be one too many.
+            self._jobs.drop(live)
+        elif job.boot_id != self._jobs.boot_id:
             self._ending.final(live, "the host was booted again")
         elif job.place is None or not alive(job.place):
             self._ending.final(live, "the run ended while the agent was down")

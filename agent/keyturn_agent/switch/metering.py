@@ -8,6 +8,7 @@ A crash loses nothing: what the file is behind is folded again out of the log. N
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -140,6 +141,14 @@ class Metering:
         on = self.charge.on.get(subject)
         return None if on is None else min((point.mono_us for point in on.points.values()), default=on.since_mono_us)
 
+    def has_last_word(self, subject: str, lease: str) -> bool:
+        """Whether the log has the last word on a lease that was adopted; looks for it from the end of the log on."""
+        if subject in self.charge.on:
+            return False
+        log = self._store.log
+        sealed = (log.spool.lines(begin, end) or () for begin, end in reversed(list(log.spool.after(0))))
+        return any(_is_last_word(line, lease) for lines in chain([log.lines(log.sealed)], sealed) for line in lines)
+
     def rate(self, chips: Sequence[str]) -> int:
         """FLOP in a µs at the peak of all of them, at least one."""
         listed = {chip.uuid: chip for chip in self.charge.inventory}
@@ -214,3 +223,10 @@ class Metering:
                 return None
             raise StoreError("bad_state", f"reading {path}: {error}", hint=LOST) from error
         return kept
+
+
+def _is_last_word(line: bytes, lease: str) -> bool:
+    if lease.encode() not in line:
+        return False
+    entry = parse_entry(line)
+    return isinstance(entry, LeaseEntry) and entry.body.lease == lease and entry.body.event == "final"
