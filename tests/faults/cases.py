@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 import pytest
@@ -54,15 +55,25 @@ Seen = list[tuple[str, str]]
 """What was seen, case by case: the kind of the call, and how the run with the fault ended."""
 
 
-def meet(part: str, command: str, fault: Fault, cases: Iterable[Call], one: Callable[[Call], str | None]) -> Seen:
+def meet(
+    part: str,
+    command: str,
+    fault: Fault,
+    cases: Iterable[Call],
+    one: Callable[[Call], str | None],
+    *,
+    together: int = 1,
+) -> Seen:
     """Run each case; fail with all that went wrong, or return what was seen.
 
     :param one: runs a case and says what was seen; None where it was not reached.
+    :param together: so many at a time, of cases that mostly wait.
     """
     seen: Seen = []
     wrong: list[str] = []
     missed: list[Call] = []
-    for call in cases:
+
+    def meet_one(call: Call) -> None:
         try:
             for _ in range(_TRIES):
                 if (how := one(call)) is not None:
@@ -73,6 +84,10 @@ def meet(part: str, command: str, fault: Fault, cases: Iterable[Call], one: Call
         except AssertionError as error:
             wrong.append(f"{fault.name} at {call}: {str(error)[:2000]}")
             print(f"{part}, {command}: {wrong[-1]}", flush=True)  # a long run says at once what it found
+
+    with ThreadPoolExecutor(together) as pool:
+        # What is no assertion ends all of it.
+        list(pool.map(meet_one, cases))
     count = len(seen) + len(wrong) + len(missed)
     if wrong:
         pytest.fail(f"{len(wrong)} of {count} cases of {command}:\n" + "\n".join(wrong), pytrace=False)

@@ -33,6 +33,8 @@ KINDS: Final = {
     "close": {"close"},
 }
 """Calls by what they do; the rest (mmap, lseek, chmod …) goes under its own name."""
+ANY: Final = "*"
+_OTHER_EACH_TIME: Final = re.compile(r"[0-9a-f]{64}|\d+-\d+")
 _FILLS: Final = KINDS["write"] | KINDS["sync"] | {"rename", "link", "mkdir", "linkat", "mkdirat", "renameat2"}
 _LINE: Final = re.compile(r"(\d+) +(\w+)\((.*)")
 _NAMED: Final = re.compile(r'"(/[^"]*)"(?!\.\.\.)|<(/[^<>]*)>')
@@ -125,9 +127,9 @@ def watching(out: Path) -> list[str]:
 
 def injecting(out: Path, folder: Path, call: Call, fault: Fault) -> list[str]:
     """Options that let one call fail."""
-    where = str(folder / call.path)
+    where = [] if ANY in call.path else ["-P", str(folder / call.path)]
     inject = f"inject={call.syscall}:{fault.value}:when={call.nth}"
-    return ["-o", str(out), "-e", f"trace={call.syscall}", "-e", inject, "-e", "signal=none", "-P", where]
+    return ["-o", str(out), "-e", f"trace={call.syscall}", "-e", inject, "-e", "signal=none", *where]
 
 
 def was_injected(out: Path) -> bool:
@@ -149,6 +151,32 @@ def calls(out: Path, folder: Path) -> set[Call]:
             name = str(Path(paths[0]).relative_to(folder))
             found.add(Call(name, counts[thread, syscall, paths[0]], syscall, "O_CREAT" in arguments))
     return found
+
+
+def moments(out: Path, folder: Path) -> set[Call]:
+    """:func:`calls` of a process that is attached to while it runs, with names that mean the same in another run.
+
+    Files that are named by a hash or by entries have :data:`ANY` in place of it. strace can't look at those alone, so
+    that such a call is counted among all of its kind in its thread, on whatever file.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    found = set()
+    for thread, syscall, arguments in _lines(out):
+        counts[thread, syscall] += 1
+        paths = [a or b for a, b in _NAMED.findall(arguments) if _inside(a or b, folder)]
+        if not paths or "resumed>" in arguments:
+            continue
+        name = str(Path(paths[0]).relative_to(folder))
+        if (pattern := _OTHER_EACH_TIME.sub(ANY, name)) != name:
+            found.add(Call(pattern, counts[thread, syscall], syscall, "O_CREAT" in arguments))
+    return found | {call for call in calls(out, folder) if not _OTHER_EACH_TIME.search(call.path)}
+
+
+def hit(out: Path, folder: Path) -> str | None:
+    """The file at which a process was killed by :func:`injecting`, as :func:`moments` names it; None if it wasn't."""
+    last = next((line for line in reversed(list(_lines(out)))), None)
+    paths = [] if last is None else [a or b for a, b in _NAMED.findall(last[2]) if _inside(a or b, folder)]
+    return _OTHER_EACH_TIME.sub(ANY, str(Path(paths[0]).relative_to(folder))) if paths else None
 
 
 def _lines(out: Path) -> Iterator[tuple[str, str, str]]:

@@ -10,7 +10,10 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.faults.strace import Call, Fault, attach, calls, injecting, may_be_tr
 from tests.support.paths import REPO
 
 _PATIENCE_S: Final = 60.0
+_MISSED_S: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,18 @@ class Running:
         return _beside(self._base, ".err").read_text(errors="replace")
 
     def alive(self) -> bool:
-        return not _gone(self.pid, 0)
+        return not _gone(self.pid, 0) and not _zombie(self.pid)
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def wait(self, patience_s: float = _PATIENCE_S) -> Ended:
         """Wait for its end; one that hangs is killed, and that is an error."""
-        hung = not _gone(self.pid, patience_s)
+        deadline = time.monotonic() + patience_s
+        while not _gone(self.pid, 0.5) and time.monotonic() < deadline:
+            if _zombie(self.pid):
+                self._let_go()
+        hung = not _gone(self.pid, 0)
         if hung:
             os.kill(self.pid, 9)
         status = self._warm.reap(self.pid)
@@ -68,20 +76,45 @@ class Running:
         reached = status == -9 or (trace.exists() and was_injected(trace))
         return Ended(status, _beside(self._base, ".out").read_text(errors="replace"), err, reached)
 
+    @contextmanager
+    def traced(self, options: Sequence[str]) -> Iterator[None]:
+        """strace on it from here on, until it ends or this does."""
+        self._tracer = tracer = attach(self.pid, options)
+        assert tracer.returncode is None, f"strace: {tracer.communicate()[1]}"
+        try:
+            yield
+        finally:
+            tracer.terminate()
+            self._let_go()
+            tracer.communicate(timeout=30)
+            self._tracer = None
+
+    def _let_go(self) -> None:
+        """Have strace see the end of what it killed: now and then it misses that of a thread, and keeps the process."""
+        if self._tracer is not None:
+            try:
+                self._tracer.wait(_MISSED_S)
+            except subprocess.TimeoutExpired:
+                self._tracer.kill()
+
 
 class Warm:
     """One program, imported. Use it as a context.
 
     :param program: module and function, such as `keyturn_agent.cli:main`; it is called with the arguments.
     :param preload: further modules that it would import while it runs.
+    :param environ: what has to be in the environment before a run has its own, such as where libraries are.
     """
 
-    def __init__(self, program: str, preload: Sequence[str] = ()) -> None:
+    def __init__(self, program: str, preload: Sequence[str] = (), **environ: str) -> None:
         command = [sys.executable, "-m", "tests.faults.warm", program, *preload]
         self._server = subprocess.Popen(
-            command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+            command, cwd=REPO, env=os.environ | environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            bufsize=1,
+        )  # fmt: skip
         self._count = 0
+        self._asking = threading.Lock()
+        """Runs may be begun from several threads."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,8 +130,9 @@ class Warm:
         self, folder: Path, *arguments: str | Path, env: dict[str, str] | None = None, trace: Sequence[str] = ()
     ) -> Running:
         """Begin a run. What it prints goes to files beside `folder`; `trace`: options of strace."""
-        self._count += 1
-        base = folder.with_name(f"{folder.name}.{self._count}")
+        with self._asking:
+            self._count += 1
+            base = folder.with_name(f"{folder.name}.{self._count}")
         gate = _beside(base, ".gate")
         os.mkfifo(gate)
         job = {"argv": [str(a) for a in arguments], "env": env or {}, "base": str(base), "gate": str(gate)}
@@ -135,9 +169,10 @@ class Warm:
     def _ask(self, job: dict[str, Any]) -> int:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        with self._asking:
+            self._server.stdin.write(json.dumps(job) + "\n")
+            self._server.stdin.flush()
+            return int(self._server.stdout.readline())
 
 
 def _beside(base: Path, ending: str) -> Path:
@@ -153,6 +188,14 @@ def _gone(pid: int, patience_s: float) -> bool:
         return bool(poll.poll(patience_s * 1000))
     finally:
         os.close(descriptor)
+
+
+def _zombie(pid: int) -> bool:
+    """Whether its first thread has ended, and with it the program."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return False
 
 
 def _child(run: Any, job: dict[str, Any]) -> NoReturn:

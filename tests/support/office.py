@@ -1,6 +1,6 @@
 """Parties who work with a real verifier over HTTP: a root that names its keys, a policy, and what they sign."""
 
-from typing import Any
+from typing import Any, Self
 
 from keyturn_protocol.api_read import StatementItem
 from keyturn_protocol.api_switch import RunView, openings_path
@@ -32,7 +32,7 @@ class Office:
     """What the runs that are asked for here commit to."""
 
     @classmethod
-    def opened(cls, verifier: Verifier, **changes: Any) -> "Office":
+    def opened(cls, verifier: Verifier, **changes: Any) -> Self:
         office = cls(verifier)
         office.install()
         office.policy = office.ok(office.make_policy(**changes), "lab-a/ada", "office/ivy")

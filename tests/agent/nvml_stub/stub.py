@@ -56,6 +56,9 @@ class Control:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 4096)
 
+    def close(self) -> None:
+        self._map.close()
+
     def get(self, name: str) -> int:
         value: int = struct.unpack_from("<Q", self._map, 8 * _FIELDS.index(name))[0]
         return value
