@@ -228,6 +228,16 @@ def test_agent_killed_the_next_one_hears_whoever_started_the_run(host: LeasingHo
     assert host.leases()[-1].body.event == "final"
 
 
+def test_a_renewal_waits_for_no_other_host(host: LeasingHost, verifier: Leasing) -> None:
+    """Hosts begin together; one that has ended keeps no other from going on."""
+    verifier.terms = {"renew_s": 2}
+    process = begun(host, "--run", verifier.approved(), "--hosts", "3", "--group", "g")
+    until(lambda: len([e for e in host.entries() if isinstance(e, Permit)]) > 2)
+    assert [e.body.hosts for e in host.entries() if isinstance(e, Permit)][:3] == [3, 1, 1]
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "term\n"
+
+
 def test_nobody_else_attaches_to_a_run(host: LeasingHost, verifier: Leasing) -> None:
     """Its job's number is in its environment, and says nothing of who reads it."""
     process = begun(host, "--run", verifier.approved())

@@ -171,6 +171,25 @@ def test_hosts_of_a_group_get_their_leases_together_or_not_at_all(
     assert hosts[3].leased(run).upto_tflop > 0
 
 
+def test_of_a_group_that_began_one_may_come_late_or_again(office: Office, verifier: Verifier) -> None:
+    """Whoever gave up and asks again finds the others running; a group that is over is no group."""
+    run = office.approved(scope=office.scope(budget_tflop=10**9))
+    hosts = [Starter.enrolled(verifier, number) for number in range(2)]
+    hosts[0].ask(run, hosts=2)  # and nobody waits for it any more
+    lease = hosts[1].leased(run, hosts=2)
+    again = hosts[0].ask(run, hosts=2)
+    assert hosts[0].get(again).code == "waiting"  # the other one has a lease, and hasn't begun
+    hosts[1].report(lease, 0, "adopted")
+    late = hosts[0].opened(hosts[0].get(again))
+    hosts[0].report(late, 0, "adopted")
+    # Renewals are each host's own.
+    renewed = hosts[0].leased(run, hosts=1)
+    hosts[0].report(renewed, 1, "adopted")
+    hosts[0].report(renewed, 1, "final")
+    hosts[1].report(lease, 1, "final")
+    assert hosts[0].get(hosts[0].ask(run, hosts=2)).code == "waiting"
+
+
 def test_who_gets_no_lease(office: Office, verifier: Verifier, now: list[int]) -> None:
     pending, suspended = office.request(), office.approved()
     office.suspend(suspended)

@@ -68,6 +68,18 @@ def party(connection: Connection, name: str, since_us: int) -> list[Waiting]:
     return [_waiting(connection, found) for found in connection.execute(query).all()]
 
 
+def members(connection: Connection, name: str) -> set[Origin]:
+    """Logs that got a lease as one of those who start together."""
+    row = lease_request.c
+    query = (
+        select(log.c.origin)
+        .join(lease_request, row.log_id == log.c.id)
+        .join(lease_issued, (lease_issued.c.log_id == row.log_id) & (lease_issued.c.seq == row.seq))
+        .where(row.party == name)
+    )
+    return {Origin(origin) for origin in connection.execute(query).scalars()}
+
+
 def asking(connection: Connection, run: str, since_us: int) -> set[Origin]:
     """Logs that asked for a lease of a run since a time, and have none for it yet."""
     row = lease_request.c

@@ -19,7 +19,7 @@ from keyturn_protocol.charging import peak_tflop_s
 from keyturn_protocol.chips import ChipTable
 from keyturn_protocol.claims import Claims
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.ids import Deployment, Origin, parse_origin
+from keyturn_protocol.ids import Deployment, NodeId, Origin, parse_origin
 from keyturn_protocol.lease import AllowanceName, Lease, format_lease, lease_hash, lease_subject, lease_text
 from keyturn_protocol.lease_rules import limits_of
 from keyturn_protocol.leases import SILENT_US, slice_tflop
@@ -34,7 +34,7 @@ from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.switch_tables import lease_issued
-from keyturn_verifier.lease_requests import FRESH_US, Waiting, asking, check_asked, issued, party, waiting
+from keyturn_verifier.lease_requests import FRESH_US, Waiting, asking, check_asked, issued, members, party, waiting
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.switch_events import moved
 from keyturn_verifier.switch_state import SwitchState
@@ -176,13 +176,28 @@ class _Decision:
                 continue  # it hears of it when it asks
             chosen.append(other)
             taken.update(other.asked.body.chips)
-        if len({parse_origin(each.asked.origin).node_id for each in chosen}) < hosts:
+        together = {parse_origin(each.asked.origin).node_id for each in chosen}
+        if len(together) < hosts:
+            # Who has begun already is there: of a group that began, one may come late, or again.
+            together |= self._begun(connection, one)
+        if len(together) < hosts:
             raise Refusal(
                 ProblemCode.WAITING,
-                f"{Why.NOT_YET}: {len(chosen)} of {hosts} hosts of this group have asked; ask again",
+                f"{Why.NOT_YET}: {len(together)} of {hosts} hosts of this group have asked; ask again",
             )
-        chosen = self._with_room(chosen, hosts)
+        chosen = self._with_room(chosen, min(hosts, len(chosen)))
         return sorted(self._sized(connection, chosen), key=lambda pair: (pair[0].asked.index, pair[0].log_id))
+
+    def _begun(self, connection: Connection, one: Waiting) -> set[NodeId]:
+        """Nodes of a group that are on a lease which they got with it."""
+        subject = lease_subject(self._draft(one))
+        of_group = members(connection, one.party) & self._live(subject)
+        accounts = {origin: self.switch.ledger.account(subject, origin) for origin in of_group}
+        return {
+            parse_origin(origin).node_id
+            for origin, account in accounts.items()
+            if any(grant.adopted for grant in account.open)
+        }
 
     def first(self, one: Waiting) -> Run | None:
         """The run that starts with this lease."""

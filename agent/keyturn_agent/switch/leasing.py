@@ -55,7 +55,7 @@ class Leasing:
         nonce = secrets.token_hex(32)
         hands = self._jobs.hands
         if hands.writable:
-            hands.write([request(live.job, nonce)])
+            hands.write([request(live.job, nonce, first=live.lease is None)])
         log = self._jobs.store.log
         if not hands.writable:
             # Whose place in the log nobody knows can't be shown to the verifier: it is asked anew once there is room.
@@ -193,12 +193,12 @@ class Leasing:
         live.tell(Told(text=fit_text(f"no lease yet: {why}")))
 
 
-def request(job: Job, nonce: str) -> PermitBody:
-    """The entry that asks for a lease."""
+def request(job: Job, nonce: str, *, first: bool = True) -> PermitBody:
+    """The entry that asks for a lease. Hosts of a group begin together; whoever has begun waits for nobody."""
     return PermitBody(
         chips=job.chips,
         group=job.group,
-        hosts=job.hosts,
+        hosts=job.hosts if first else 1,
         kind=job.kind,
         lineage=job.lineage,
         nonce=nonce,
