@@ -152,6 +152,9 @@ def test_killed_at_each_question_of_a_batch(
     for number in at:
         for when in WHENS if LONG or number == commit else ("before",):
             said = killed_at(rig, number, when, kill, commit)
+            tries = 1
+            while said == "200" and tries < 5:  # what was hit in its place was a publication, or another chore
+                said, tries = killed_at(rig, number, when, kill, commit), tries + 1
             place = "COMMIT" if number == commit else "a statement"
             if number == commit and when == "after":
                 assert said == "unknown_outcome"

@@ -59,9 +59,9 @@ def test_the_same_segments_at_once_have_one_receipt_each(pair: list[Verifier], t
     dice = random.Random(11)
     nodes = [pair[0].joined() for _ in range(3)]
     given: dict[tuple[str, int], bytes] = {}
-    for node in nodes:
+    for first, node in enumerate(nodes):
         node.genesis()
-        node.inventory()
+        node.inventory(first=first)
     for number in range(ROUNDS):
         for node in nodes:
             node.usage(dice.randint(2, 4))
