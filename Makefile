@@ -3,6 +3,8 @@ PYTHON ?= python3
 UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
+# One more than there are cores: most tests wait for programs, clocks and disks.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
 .PHONY: help venv demo test faults fuzz fleet check bench lock clean
 .DEFAULT_GOAL := help
@@ -16,12 +18,12 @@ demo: $(VENV)/.run ## hosts on recordings, a verifier, receipts, totals, an audi
 	@$(BIN)/keyturn demo
 
 test: $(VENV)/.dev ## the tests
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
 faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md
 	@mkdir -p build && rm -f build/faults.jsonl
-	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -v -n 2 --dist worksteal --timeout 1800
+	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -v -n $(WORKERS) --dist worksteal --timeout 1800
 	@$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 fuzz: $(VENV)/.dev ## every parser under a fuzzer that follows coverage (SECONDS=20 for each)
