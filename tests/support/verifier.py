@@ -179,8 +179,7 @@ def environment() -> dict[str, str]:
 
 def command(*arguments: str | Path) -> list[str]:
     """The command line of ``keyturn-verifier``."""
-    program = "from keyturn_verifier.cli import main; main()"
-    return [sys.executable, "-c", program, *map(str, arguments)]
+    return [sys.executable, "-m", "keyturn_verifier", *map(str, arguments)]
 
 
 def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
