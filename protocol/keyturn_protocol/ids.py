@@ -53,6 +53,7 @@ class LogName:
 
 
 @lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def deployment(text: str) -> Deployment:
     """Check the syntax of a deployment's name: lower-case host labels, then optional path elements."""
     if len(text) > DEPLOYMENT_CHARS or not _DEPLOYMENT.fullmatch(text):

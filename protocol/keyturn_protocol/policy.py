@@ -7,6 +7,8 @@ Signed under the root's policy threshold. People write it in TOML; the statement
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -15,7 +17,7 @@ from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.limits import TIERS
 from keyturn_protocol.quorum import Census, able, census, compare, tolerance
-from keyturn_protocol.root import Class, Name, Standing, Threshold
+from keyturn_protocol.root import Class, Name, Root, Standing, Threshold
 from keyturn_protocol.statement_base import Statement
 from keyturn_protocol.values import SpecPart
 
@@ -130,7 +132,25 @@ def check_policy(policy: Policy, standing: Standing, at_us: int) -> None:
 
 def policy_faults(policy: Policy, standing: Standing, at_us: int) -> list[str]:
     """Every reason for which :func:`check_policy` refuses a policy."""
-    return [*_form(policy), *_under(policy, standing, at_us)]
+    return list(_faults(_Held(policy, standing.root, at_us, standing)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A policy that is held against a root. Equal when both are: nobody is trusted to have hashed well."""
+
+    policy: Policy
+    root: Root
+    at_us: int
+    standing: Standing = field(compare=False)
+
+    def __hash__(self) -> int:
+        return hash((self.policy.version, self.root.version, self.at_us))
+
+
+@lru_cache(maxsize=16)  # a host opens bundles under one and the same policy all day
+def _faults(held: _Held) -> tuple[str, ...]:
+    return (*_form(held.policy), *_under(held.policy, held.standing, held.at_us))
 
 
 def _none(reasons: Iterable[str]) -> None:

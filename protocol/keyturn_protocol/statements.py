@@ -7,6 +7,7 @@ Canonical JSON in a DSSE envelope (:mod:`keyturn_protocol.dsse`). :data:`KINDS` 
 """
 
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -74,6 +75,15 @@ def parse_payload(kind: str, payload: bytes) -> Statement:
     :raises ProtocolError: ``bad_statement``, ``bad_root``, ``bad_policy``, ``bad_key``, ``bad_identifier``,
         ``not_canonical`` or ``too_large``.
     """
+    return _parse_again(kind, payload) if kind in ("root", "policy") else _parse(kind, payload)
+
+
+@lru_cache(maxsize=16)  # the largest of all, and a host opens bundles with one and the same all day
+def _parse_again(kind: str, payload: bytes) -> Statement:
+    return _parse(kind, payload)
+
+
+def _parse(kind: str, payload: bytes) -> Statement:
     known = KINDS.get(kind)
     if known is None:
         raise ProtocolError(Code.BAD_STATEMENT, "no such kind of statement", expected=" or ".join(KINDS), got=kind)

@@ -7,10 +7,10 @@ import pytest
 from keyturn_protocol.authority import Why
 from keyturn_protocol.canonical import decode, encode
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.policy import Above
-from keyturn_protocol.root import Threshold
+from keyturn_protocol.policy import Above, policy_faults
+from keyturn_protocol.root import Threshold, stand
 from tests.support.outcomes import LARGE, SMALL, refused
-from tests.support.parties import World, changed, person, person_key, policy, public, root, tier
+from tests.support.parties import BEGIN, DAY, PEOPLE, World, changed, person, person_key, policy, public, root, tier
 
 # Roots
 
@@ -55,6 +55,19 @@ def broken(*tiers: Any, **changes: Any) -> str:
     with pytest.raises(ProtocolError) as error:
         world.put_policy(policy(world.root_hash, tiers=list(tiers) or [tier()], **changes))
     return str(error.value)
+
+
+def test_what_one_policy_passed_is_no_pass_for_another() -> None:
+    # Of one version, under one name of a root, at one time: what a careless memory would tell by.
+    until = {"valid_until_us": BEGIN + DAY}
+    whole = stand(root(persons=[person(name, person_key(name, **until)) for name in sorted(PEOPLE)]), "0" * 64)
+    fewer = stand(root(persons=[person("lab-a/ada"), person("operator-b/eve")]), "0" * 64)
+    good, bad = policy("0" * 64), policy("0" * 64, requesters=["third-party"])
+    for _ in range(2):
+        assert policy_faults(good, whole, BEGIN) == []
+        assert policy_faults(good, fewer, BEGIN)
+        assert policy_faults(bad, whole, BEGIN)
+        assert policy_faults(good, whole, BEGIN + DAY)
 
 
 @pytest.mark.parametrize(
