@@ -4,11 +4,12 @@
 computed again), and the states alone, as who has verified them once computes them again; both against checking the same
 Ed25519 signatures alone. Bar at 30 decisions: 0.8.
 *leases*: 16 clients of one server ask at once, each host for one lease after the other with a report in between; the
-budget is held against what was granted. Limit: the same uploads and no leases. *waiting*: 1,000 hosts wait for a run
-over HTTP, a veto-holder suspends it, and all have the bundle: in seconds, so the bar is five.
+budget is held against what was granted. Limit: the same uploads and no leases. *together*: one group of 1,000 hosts,
+none of which starts before all have asked; limit as before. *waiting*: 1,000 hosts wait for a run over HTTP, a
+veto-holder suspends it, and all have the bundle: in seconds, so the bar is five.
 
 Wall times, so a busy machine shows. Durability: SQLite WAL, synchronous=FULL; PostgreSQL with fsync off.
-KEYTURN_BENCH_WAITING makes the last one smaller.
+KEYTURN_BENCH_WAITING makes the last two smaller.
 """
 
 import math
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +31,7 @@ from _report import best_of, report, report_below
 
 from keyturn_protocol.dsse import pae
 from keyturn_protocol.keys import verify_ed25519
+from keyturn_protocol.lease import Lease
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.root import Threshold
 from keyturn_protocol.statements import parse_payload
@@ -133,6 +137,41 @@ def leases(name: str, database: Database, durability: str) -> None:
         report(f"leases, {name}", seconds=seconds, limit_s=limit_s, bar=None, **more, **committed)
 
 
+def together(name: str, database: Database, durability: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, Verifier(Path(folder), db=database) as verifier:
+        office = Office.opened(verifier)
+        run = office.approved(scope=office.scope(budget_tflop=10**12, chips=WAITING))
+        hosts = [Starter.enrolled(verifier, number, chips=1) for number in range(WAITING)]
+        leases: list[Lease] = []
+
+        def beat(mine: Sequence[Starter]) -> None:
+            for host in mine:
+                host.node.heartbeat()
+                host.send()
+
+        def ask(mine: Sequence[Starter]) -> None:
+            seqs = [host.ask(run, hosts=WAITING) for host in mine]
+            for host, seq in zip(mine, seqs, strict=True):
+                while (answer := host.get(seq)).status != 200:
+                    assert answer.code == "waiting", answer
+                    time.sleep(0.05)
+                leases.append(host.opened(answer))
+
+        limit_s, seconds = (_side_by_side(work, [hosts[at::CLIENTS] for at in range(CLIENTS)]) for work in (beat, ask))
+        seen = office.view(run)
+        assert len(leases) == WAITING
+        assert sum(lease.upto_tflop for lease in leases) == seen.committed_tflop <= 10**12, seen
+        more = {"clients": CLIENTS, "leases_a_s": round(WAITING / seconds, 1), "durability": durability}
+        report(f"{WAITING} hosts start together, {name}", seconds=seconds, limit_s=limit_s, bar=None, **more)
+
+
+def _side_by_side(work: Callable[[Sequence[Starter]], None], shares: Sequence[Sequence[Starter]]) -> float:
+    with ThreadPoolExecutor(len(shares)) as pool:
+        start = time.perf_counter()
+        list(pool.map(work, shares))
+        return time.perf_counter() - start
+
+
 def waiting(name: str, database: Database, durability: str) -> None:
     allowed_connections(2 * WAITING)
     with tempfile.TemporaryDirectory() as folder, Verifier(Path(folder), db=database) as verifier, ExitStack() as stack:
@@ -164,9 +203,11 @@ def main() -> None:
     for decisions in (3, 30, 300):
         permit(decisions)
     leases("SQLite", lambda: None, "WAL, synchronous=FULL")
+    together("SQLite", lambda: None, "WAL, synchronous=FULL")
     waiting("SQLite", lambda: None, "WAL, synchronous=FULL")
     with own_server() as server:
         leases("PostgreSQL", server.database, "fsync=off")
+        together("PostgreSQL", server.database, "fsync=off")
         waiting("PostgreSQL", server.database, "fsync=off")
 
 

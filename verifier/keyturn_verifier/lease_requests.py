@@ -68,6 +68,12 @@ def party(connection: Connection, name: str, since_us: int) -> list[Waiting]:
     return [_waiting(connection, found) for found in connection.execute(query).all()]
 
 
+def askers(connection: Connection, name: str) -> int:
+    """How many logs ever asked as one of those who start together: no more of them can be there now."""
+    query = select(func.count(lease_request.c.log_id.distinct())).where(lease_request.c.party == name)
+    return int(connection.execute(query).scalar_one())
+
+
 def members(connection: Connection, name: str) -> set[Origin]:
     """Logs that got a lease as one of those who start together."""
     row = lease_request.c

@@ -34,7 +34,17 @@ from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.db.switch_tables import lease_issued
-from keyturn_verifier.lease_requests import FRESH_US, Waiting, asking, check_asked, issued, members, party, waiting
+from keyturn_verifier.lease_requests import (
+    FRESH_US,
+    Waiting,
+    askers,
+    asking,
+    check_asked,
+    issued,
+    members,
+    party,
+    waiting,
+)
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.switch_events import moved
 from keyturn_verifier.switch_state import SwitchState
@@ -79,7 +89,12 @@ class Leaser:
             with _refusing(), self._switch.caught_up(connection, head.size) as switch:
                 self._lease_key(switch)
                 # Anybody may ask about an entry: what no time makes good never takes the lock.
-                check_asked(connection, one, max(self._clock(), head.time_us))
+                time_us = max(self._clock(), head.time_us)
+                check_asked(connection, one, time_us)
+                if (count := askers(connection, one.party)) < one.asked.body.hosts:
+                    # Of a thousand hosts each asks again and again until the last one has: no lock for that either.
+                    self._decision(connection, switch, [one], head.size, time_us).check(connection, one)
+                    raise _too_few(count, one.asked.body.hosts)
         with writing(self._engine) as connection:
             head = translog.lock(connection)
             one = self._find(connection, request)
@@ -90,13 +105,18 @@ class Leaser:
             group = party(connection, one.party, time_us - FRESH_US) if one.asked.body.hosts > 1 else [one]
             with _refusing(), self._switch.caught_up(connection, head.size, locked=True) as switch:
                 key = self._lease_key(switch)
-                claimed = claims(connection, [chip for each in [one, *group] for chip in each.asked.body.chips])
-                decision = _Decision(switch, self._config.deployment, self._table, claimed, head.size, time_us)
+                decision = self._decision(connection, switch, [one, *group], head.size, time_us)
                 leases = decision.of(connection, one, [each for each in group if _together(each, one)])
                 first = decision.first(one)
             granted = [_Granted(of, lease, _signed(lease, key)) for of, lease in leases]
             self._store(connection, granted, first, head.size, time_us)
         return next(each.note for each in granted if each.of.log_id == one.log_id)
+
+    def _decision(
+        self, connection: Connection, switch: Switch, group: Sequence[Waiting], size: int, time_us: int
+    ) -> "_Decision":
+        claimed = claims(connection, [chip for each in group for chip in each.asked.body.chips])
+        return _Decision(switch, self._config.deployment, self._table, claimed, size, time_us)
 
     def _find(self, connection: Connection, request: LeaseRequest) -> Waiting:
         found = None
@@ -141,6 +161,11 @@ class Leaser:
         translog.append(connection, bodies, time_us)
 
 
+def _too_few(there: int, hosts: int) -> Refusal:
+    what = f"{Why.NOT_YET}: {there} of {hosts} hosts of this group have asked; ask again"
+    return Refusal(ProblemCode.WAITING, what)
+
+
 def _together(one: Waiting, other: Waiting) -> bool:
     """An allowance is an organisation's own; hosts of one run may be anybody's."""
     return one.asked.body.kind == "run" or one.asked.organisation == other.asked.organisation
@@ -164,14 +189,14 @@ class _Decision:
         :raises Refusal: ``waiting``: too few of its group can have one now.
         """
         hosts = one.asked.body.hosts
-        self._check(connection, one)
+        self.check(connection, one)
         chosen = [one]
         taken = set(one.asked.body.chips)
         for other in group:
             if other.log_id == one.log_id or not taken.isdisjoint(other.asked.body.chips):
                 continue
             try:
-                self._check(connection, other)
+                self.check(connection, other)
             except Refused:
                 continue  # it hears of it when it asks
             chosen.append(other)
@@ -181,10 +206,7 @@ class _Decision:
             # Who has begun already is there: of a group that began, one may come late, or again.
             together |= self._begun(connection, one)
         if len(together) < hosts:
-            raise Refusal(
-                ProblemCode.WAITING,
-                f"{Why.NOT_YET}: {len(together)} of {hosts} hosts of this group have asked; ask again",
-            )
+            raise _too_few(len(together), hosts)
         chosen = self._with_room(chosen, min(hosts, len(chosen)))
         return sorted(self._sized(connection, chosen), key=lambda pair: (pair[0].asked.index, pair[0].log_id))
 
@@ -204,7 +226,7 @@ class _Decision:
         run = None if one.asked.body.run is None else self.switch.run_of(one.asked.body.run)
         return run if run is not None and run.started_us is None else None
 
-    def _check(self, connection: Connection, one: Waiting) -> None:
+    def check(self, connection: Connection, one: Waiting) -> None:
         """Whether an entry can have a lease at all.
 
         :raises Refused: why not.
