@@ -131,7 +131,7 @@ class Site:
             for seed in (1, 2):
                 node = Node.new(DEPLOYMENT, seed=seed)
                 node.genesis()
-                node.inventory()
+                node.inventory(first=seed)
                 self.nodes.append(node)
         # A client that finds no server has nothing more to do.
         with contextlib.suppress(urllib3.exceptions.HTTPError):

@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("site")
     given: dict[tuple[str, int], bytes] = {}
     with Verifier(folder / "live") as verifier:
-        nodes = [verifier.enrolled(seed=seed, usage=40) for seed in range(3)]
+        nodes = [verifier.enrolled(seed=seed, at=seed, usage=40) for seed in range(3)]
         for node in nodes:
             for _ in range(3):
                 answer = verifier.client.post(node.segment(node.usage(30)))

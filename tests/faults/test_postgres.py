@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,11 @@ class Rig:
     def __init__(self, server: Server, link: Link, verifier: Verifier) -> None:
         self.server, self.link, self.verifier = server, link, verifier
         self.given: dict[tuple[str, int], bytes] = {}
+        self._chips = count()
+
+    def node(self) -> Node:
+        """A new one, with a chip of its own."""
+        return self.verifier.enrolled(usage=1, at=next(self._chips))
 
     def send(self, node: Node) -> Reply:
         """What waits to be sent; a receipt is kept."""
@@ -106,7 +112,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 def questions(rig: Rig) -> list[bytes]:
     """Those of one ordinary batch."""
-    node = rig.verifier.enrolled(usage=1)
+    node = rig.node()
     rig.link.trap = None
     node.usage(2)
     time.sleep(1.2)  # the publication of what was appended is a transaction of its own
@@ -117,7 +123,7 @@ def questions(rig: Rig) -> list[bytes]:
 def killed_at(rig: Rig, at: int, when: When, kill: Callable[[Server], Callable[[int], None]], commit: int) -> str:
     """One batch, one kill; returns what the verifier said."""
     rig.link.trap = None
-    node = rig.verifier.enrolled(usage=1)
+    node = rig.node()
     rig.given[node.origin, node.size] = rig.stored(node)[node.size]
     node.usage(2)
     rig.link.trap = trap = Trap(at, when, kill(rig.server))
