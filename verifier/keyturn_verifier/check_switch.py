@@ -1,12 +1,13 @@
 """Leases and openings as they are stored, against what nodes signed and what the start switch allows."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from keyturn_protocol.canonical import parse
-from keyturn_protocol.claims import Claims
+from keyturn_protocol.claims import Claims, Naming
 from keyturn_protocol.entry_switch import LeaseBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.ids import Origin, parse_origin
@@ -16,11 +17,12 @@ from keyturn_protocol.leases import Asked
 from keyturn_protocol.leaves import Lease, NodeCheckpoint
 from keyturn_protocol.openings import Opening, Value, commitment
 from keyturn_protocol.switch import Switch
-from keyturn_verifier.chip_claims import namings
+from keyturn_verifier.chip_claims import naming_by_size
 from keyturn_verifier.db.rows import Row
 from keyturn_verifier.db.switch_tables import lease_issued, lease_report, opening
 from keyturn_verifier.db.tables import log
 from keyturn_verifier.differences import Difference, by_key, plain
+from keyturn_verifier.errors import DamagedError
 from keyturn_verifier.lease_requests import Waiting, every
 
 _ISSUED = ("leaf", "sha256", "kind", "time_us", "log_id", "seq", "run")
@@ -42,11 +44,11 @@ class Leases:
             self._reports.setdefault(row.leaf, []).append(row)
         self._expected: list[Row] = []
         self._claims = Claims()
-        self._namings = {
-            (one.origin, end): naming
-            for one in connection.execute(select(log)).all()
-            for end, _, naming in namings(connection, one)
-        }
+        self._namings: dict[tuple[str, int], Naming] = {}
+        for stored in connection.execute(select(log)).all():
+            with suppress(DamagedError):  # named where its segments are decided about again
+                found = naming_by_size(connection, stored)
+                self._namings |= {(stored.origin, size): naming for size, naming in found.items()}
 
     def checkpoint(self, switch: Switch, leaf: NodeCheckpoint) -> Iterator[Difference]:
         """What a node reported counts from here on, and which chips it has."""

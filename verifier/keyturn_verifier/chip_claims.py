@@ -115,6 +115,12 @@ def namings(connection: Connection, row: Any) -> Iterator[tuple[int, int, Naming
         yield part.end, receipt_time_s(part.receipt), Naming(part.start, chain.source, here, listed, retired)
 
 
+@stored
+def naming_by_size(connection: Connection, row: Any) -> dict[int, Naming]:
+    """:func:`namings` by the size of the log after each segment."""
+    return {end: naming for end, _, naming in namings(connection, row)}
+
+
 def _named(connection: Connection, log_id: int) -> dict[int, list[str]]:
     """What each segment of a log lists or retires by name, by its start."""
     found: dict[int, list[str]] = {}
