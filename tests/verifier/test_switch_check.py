@@ -115,6 +115,8 @@ def test_an_insider_with_sql_is_found(office: Office) -> None:
         ("UPDATE lease_issued SET run = NULL", "run of"),
         ("UPDATE lease_issued SET note = (SELECT max(note) FROM lease_issued)", "not the lease that"),
         ("DELETE FROM lease_issued", "row is missing"),
+        ("UPDATE inventory SET chips = '{}'", "inventory"),
+        ("UPDATE log SET chain = '{}'", "log: "),
         ("UPDATE opening SET run = 'x'", "opens no commitment"),
         ("UPDATE opening SET part = 'data'", "opens no commitment"),
         ("UPDATE opening SET salt = commitment", "opens no commitment"),
