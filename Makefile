@@ -20,10 +20,15 @@ demo: $(VENV)/.run ## hosts on recordings, a verifier, receipts, totals, an audi
 test: $(VENV)/.dev ## the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# Other tests that have a long form: random histories, kills and floods of the start switch, sums beside ingest.
+LONG_FORMS := tests/protocol/test_leases_machine.py tests/protocol/test_ledger_state.py tests/verifier/test_rollup.py \
+              tests/verifier/test_switch_sequences.py tests/verifier/test_switch_crash.py tests/verifier/test_switch_flood.py \
+              tests/agent/test_exec_attacks.py tests/e2e/test_hosts_together.py
+
 # Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
 faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md
 	@mkdir -p build && rm -f build/faults.jsonl
-	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults -v -n $(WORKERS) --dist worksteal --timeout 1800
+	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults $(LONG_FORMS) -v -n $(WORKERS) --dist worksteal --timeout 1800
 	@$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 fuzz: $(VENV)/.dev ## every parser under a fuzzer that follows coverage (SECONDS=20 for each)

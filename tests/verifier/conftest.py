@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_verifier.clock import wall_clock
 from tests.faults.table import LONG
+from tests.support.office import Office
+from tests.support.parties import BEGIN
 from tests.support.postgres import Postgres, any_server
 from tests.support.verifier import Database, Verifier
 
@@ -44,7 +47,21 @@ def database(request: pytest.FixtureRequest) -> Database:
 
 
 @pytest.fixture
-def verifier(tmp_path: Path, database: Database) -> Iterator[Verifier]:
-    """A new verifier, serving."""
-    with Verifier(tmp_path, db=database) as started:
+def now() -> list[int]:
+    """The verifier's time in microseconds, for a test that moves it."""
+    return [BEGIN]
+
+
+@pytest.fixture
+def verifier(tmp_path: Path, database: Database, request: pytest.FixtureRequest) -> Iterator[Verifier]:
+    """A new verifier, serving; by the time of ``now`` for a test that has it."""
+    now: list[int] | None = request.getfixturevalue("now") if "now" in request.fixturenames else None
+    clock = wall_clock if now is None else lambda: now[0]
+    with Verifier(tmp_path, db=database, clock=clock) as started:
         yield started
+
+
+@pytest.fixture
+def office(verifier: Verifier) -> Office:
+    """A root and a policy in force, and people who sign."""
+    return Office.opened(verifier)

@@ -1,7 +1,6 @@
 """The start switch at a real verifier, over HTTP: what is taken, what is refused and why; what people and hosts see."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -22,25 +21,8 @@ from tests.support.hosts import Key
 from tests.support.node import Reply
 from tests.support.office import APPROVERS, BOARD, Office
 from tests.support.parties import BEGIN, DAY, SECOND, changed, envelope, narrowing, person, person_key, public
-from tests.support.verifier import DEPLOYMENT, Database, Verifier, call
+from tests.support.verifier import DEPLOYMENT, Verifier, call
 from tests.vectors.pieces import b64
-
-
-@pytest.fixture
-def now() -> list[int]:
-    return [BEGIN]
-
-
-@pytest.fixture
-def verifier(tmp_path: Path, database: Database, now: list[int]) -> Iterator[Verifier]:
-    """With a clock that the test moves."""
-    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as started:
-        yield started
-
-
-@pytest.fixture
-def office(verifier: Verifier) -> Office:
-    return Office.opened(verifier)
 
 
 def refused(office: Office, answer: Reply, why: str, status: int = 422, code: str = "statement_refused") -> None:
@@ -55,7 +37,7 @@ def bundle(office: Office, run: str, query: str = "") -> Opened:
     return open_permit_bundle(parse_permit_bundle(answer.body), office.root, DEPLOYMENT)
 
 
-def test_a_run_is_asked_for_approved_suspended_and_resumed(office: Office) -> None:
+def test_a_run_is_asked_for_approved_suspended_and_resumed(office: Office, now: list[int]) -> None:
     run = office.request()
     seen = office.view(run)
     assert (seen.state, seen.missing.persons, seen.missing.classes) == (
@@ -72,7 +54,7 @@ def test_a_run_is_asked_for_approved_suspended_and_resumed(office: Office) -> No
     suspension = office.suspend(run)
     seen = office.view(run)
     assert (seen.state, seen.epoch, [s.sha256 for s in seen.suspensions]) == ("suspended", 1, [suspension])
-    assert seen.stop_at_us == BEGIN + 1800 * SECOND
+    assert seen.stop_at_us == now[0] + 1800 * SECOND
     assert (seen.notice_s, seen.worst_stop_s) == (1800, 1800 + 48 * 3600)
     proposal = office.ok(office.make_proposal(Resume, run), "lab-a/ada")
     assert [p.sha256 for p in office.view(run).proposals] == [proposal]

@@ -1,28 +1,14 @@
 """Leases of a real verifier, audited: what it granted and accounts for is what an auditor recomputes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.chips import chip_table
 from tests.support.office import Office
-from tests.support.parties import BEGIN, SECOND
+from tests.support.parties import SECOND
 from tests.support.starter import Starter
-from tests.support.verifier import Database, FolderReader, Verifier
-
-
-@pytest.fixture
-def now() -> list[int]:
-    return [BEGIN]
-
-
-@pytest.fixture
-def verifier(tmp_path: Path, database: Database, now: list[int]) -> Iterator[Verifier]:
-    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as started:
-        yield started
+from tests.support.verifier import FolderReader, Verifier
 
 
 def audited(verifier: Verifier, office: Office, folder: Path) -> Report:

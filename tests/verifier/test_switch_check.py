@@ -11,17 +11,12 @@ from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.chips import chip_table
 from keyturn_verifier.check import check
 from tests.support.office import Office
-from tests.support.parties import BEGIN, SECOND
+from tests.support.parties import SECOND
 from tests.support.starter import Starter
 from tests.support.verifier import Database, FolderReader, Verifier
 from tests.verifier.test_read import every
 
 LEASE_FINDINGS = {"lease_unknown", "lease_rollback", "lease_overrun"}
-
-
-@pytest.fixture
-def now() -> list[int]:
-    return [BEGIN]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Squatting on another host's chips, at a real verifier: who lists them too gets no lease, and their host does."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,10 @@ from keyturn_verifier.check import check
 from keyturn_verifier.db.engine import reading
 from tests.support.node import Reply
 from tests.support.office import Office
-from tests.support.parties import BEGIN, SECOND
+from tests.support.parties import SECOND
 from tests.support.starter import Starter
-from tests.support.verifier import DEPLOYMENT, Database, FolderReader, Verifier
+from tests.support.verifier import DEPLOYMENT, FolderReader, Verifier
 from tests.verifier.test_read import every
-
-
-@pytest.fixture
-def now() -> list[int]:
-    return [BEGIN]
-
-
-@pytest.fixture
-def verifier(tmp_path: Path, database: Database, now: list[int]) -> Iterator[Verifier]:
-    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as started:
-        yield started
-
-
-@pytest.fixture
-def office(verifier: Verifier) -> Office:
-    return Office.opened(verifier)
 
 
 def refused(answer: Reply, why: str) -> None:

@@ -1,6 +1,5 @@
 """Leases at a real verifier: who gets how much, together or not at all, and never more than there is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,12 @@ from keyturn_verifier.check import check
 from keyturn_verifier.db.engine import reading, writing
 from tests.support.node import Reply
 from tests.support.office import Office
-from tests.support.parties import BEGIN, DAY, SECOND, tier
+from tests.support.parties import DAY, SECOND, tier
 from tests.support.people import ANNA, replaces
 from tests.support.starter import Starter, hash_of, spec
-from tests.support.verifier import DEPLOYMENT, Database, FolderReader, Verifier
+from tests.support.verifier import DEPLOYMENT, FolderReader, Verifier
 from tests.verifier.test_health import metrics
 from tests.verifier.test_read import every
-
-
-@pytest.fixture
-def now() -> list[int]:
-    return [BEGIN]
-
-
-@pytest.fixture
-def verifier(tmp_path: Path, database: Database, now: list[int]) -> Iterator[Verifier]:
-    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as started:
-        yield started
-
-
-@pytest.fixture
-def office(verifier: Verifier) -> Office:
-    return Office.opened(verifier)
 
 
 def refused(answer: Reply, why: str) -> None:

@@ -3,7 +3,7 @@ the same reason; and after it both say the same of every run and every TFLOP.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,15 @@ from keyturn_verifier.switch_state import SwitchState
 from tests.faults.table import LONG
 from tests.support.node import Reply, chip
 from tests.support.office import APPROVERS, BOARD, Office
-from tests.support.parties import BEGIN, DAY, PEOPLE, SECOND, changed, envelope, narrowing, person, person_key
+from tests.support.parties import DAY, PEOPLE, SECOND, changed, envelope, narrowing, person, person_key
 from tests.support.starter import Starter, hash_of
-from tests.support.verifier import DEPLOYMENT, Database, FolderReader, Verifier
+from tests.support.verifier import DEPLOYMENT, FolderReader, Verifier
 from tests.verifier.test_read import every
 
 HOSTS, STEPS, SEEDS = 3, 200, 2
 LONG_STEPS, LONG_SEEDS = 1_000, 6
 JUNK = "9" * 64
 READY = (State.APPROVED, State.ACTIVE)
-
-
-@pytest.fixture
-def now() -> list[int]:
-    return [BEGIN]
-
-
-@pytest.fixture
-def verifier(tmp_path: Path, database: Database, now: list[int]) -> Iterator[Verifier]:
-    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as started:
-        yield started
 
 
 class Twins:

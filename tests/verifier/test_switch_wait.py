@@ -18,11 +18,6 @@ from tests.support.verifier import Database, Verifier
 HOSTS = 200
 
 
-@pytest.fixture
-def office(verifier: Verifier) -> Office:
-    return Office.opened(verifier)
-
-
 def newest(office: Office, run: str) -> int:
     return parsed(office.verifier.client.get(f"/v1/runs/{run}/permit")).index
 
