@@ -89,6 +89,8 @@ class FindingCode(StrEnum):
     """A node charged more than its lease allowed."""
     LEASE_SURVIVORS = "lease_survivors"
     """Work went on on leased chips after the last word on their lease."""
+    UNLEASED = "unleased"
+    """The agent of a gated host saw work on a chip that nobody leased."""
 
 
 SEVERITY: Final[Mapping[FindingCode, Severity]] = {
@@ -118,7 +120,10 @@ SEVERITY: Final[Mapping[FindingCode, Severity]] = {
     FindingCode.LEASE_UNDERCHARGED: Severity.HIGH,
     FindingCode.LEASE_OVERRUN: Severity.HIGH,
     FindingCode.LEASE_SURVIVORS: Severity.HIGH,
+    FindingCode.UNLEASED: Severity.HIGH,
 }
+UNLEASED_CAUSES: Final = frozenset({"would_refuse", "survivors"})
+"""Causes of ``degraded`` that are no matter of measuring."""
 
 _RANK: Final = {severity: rank for rank, severity in enumerate(reversed(Severity))}
 
@@ -179,7 +184,8 @@ def in_entries(origin: str, before: tuple[int, int] | None, entries: Sequence[En
             case Recovered(body=recovered):
                 code, detail = FindingCode.RECOVERED, f"dropped {recovered.bytes} bytes, SHA-256 {recovered.sha256}"
             case Degraded(body=degraded):
-                code, detail = FindingCode.DEGRADED, degraded.cause
+                unleased = degraded.cause in UNLEASED_CAUSES
+                code, detail = FindingCode.UNLEASED if unleased else FindingCode.DEGRADED, degraded.cause
             case Paused(body=paused):
                 code, detail = FindingCode.PAUSED, f"for at most {paused.for_us} µs: {paused.reason}"
             case Genesis(body=GenesisBody(previous=previous)) if previous is not None:

@@ -126,7 +126,7 @@ def test_a_full_disk_is_a_gap_and_ends_with_it(tmp_path: Path, left: int, away: 
 
 
 def test_a_verifier_whose_disk_is_full_stores_nothing_and_says_so(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 4096 * KIB) as disk:
+    with small_disk(tmp_path / "disk", 8192 * KIB) as disk:  # so that all that is taken in between has room
         with Verifier(disk.folder / "site") as verifier:
             nodes = [verifier.enrolled(seed=seed, at=seed) for seed in range(3)]
             given: dict[tuple[str, int], bytes] = {}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 import pytest
+from msgspec import structs
 
 from keyturn_protocol.canonical import decode
 from keyturn_protocol.entries import ClockStep, Degraded, Entry, Genesis, Shutdown
@@ -80,6 +81,10 @@ class TestEntries:
         entry = Degraded(**stamped(3, 1, 7), body=body)  # type: ignore[arg-type]
         (found,) = in_entries(LOG, None, [entry])
         assert (found.code, found.detail, found.seq) == ("degraded", "driver_lost", 3)
+        for cause in ("would_refuse", "survivors"):
+            entry = Degraded(**stamped(3, 1, 7), body=structs.replace(body, cause=cause))  # type: ignore[arg-type]
+            (found,) = in_entries(LOG, None, [entry])
+            assert (found.code, found.severity, found.detail) == ("unleased", "high", cause)
         assert codes(in_entries(LOG, None, [genesis(PREVIOUS)])) == ["new_incarnation"]
         assert in_entries(LOG, None, [genesis(None)]) == []
 

@@ -8,6 +8,9 @@ from keyturn_protocol.entry_inventory import Chip
 
 WOULD_REFUSE = "would_refuse"
 SURVIVORS = "survivors"
+NOBODY = "nobody who is seen"
+BUSY_PPM = 50_000
+"""So busy is a chip by more than being asked how it is."""
 _SAMPLES = 2
 """A sample tells of the time before it, so that the first ones after a lease tell of the lease's own."""
 
@@ -39,6 +42,17 @@ class Strangers:
                 self._under[uuid].add(share.id)
             elif share.share_ppm and self._since[uuid] > _SAMPLES:
                 now.add((uuid, share.id))
+        for chip, reading in zip(chips, sample.chips, strict=True):
+            # Processes that can't be seen compute all the same (another pid namespace, hidepid, MIG).
+            if (
+                reading is None
+                or chip.role == "mig_parent"
+                or chip.uuid in leased
+                or self._since[chip.uuid] <= _SAMPLES
+            ):
+                continue
+            if (reading.busy_ppm or 0) > BUSY_PPM and not any(uuid == chip.uuid for uuid, _ in now):
+                now.add((chip.uuid, NOBODY))
         for uuid, workload in sorted(now - self._said):
             survives = workload in self._under.get(uuid, ())
             what = "goes on after its lease" if survives else "computes without a lease"

@@ -110,4 +110,8 @@ FINDINGS: Final[Mapping[FindingCode, tuple[str, str]]] = {
         "A workload went on on leased chips after the last word on their lease.",
         "Look at what still runs there; the gate's driver observe logs it and stops nothing.",
     ),
+    FindingCode.UNLEASED: (
+        "A host's agent saw work on a chip that nobody leased, or that outlived its lease; its entry says whose.",
+        "Start such work by keyturn-agent exec. Where the gate locks chips, ask who has root on the host.",
+    ),
 }
