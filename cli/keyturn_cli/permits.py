@@ -122,19 +122,20 @@ def from_file(path: Path, root: str | None, memory: Memory) -> View:
 
     :raises CliError: it isn't one, or another root is pinned.
     """
-    return view(read_capped(path, PERMIT_BUNDLE_BYTES, "--bundle"), root, memory, str(path))
+    return view(read_capped(path, PERMIT_BUNDLE_BYTES, "--bundle"), root, memory, str(path), live=False)
 
 
 def from_verifier(client: Client, run: str | None, root: str | None, memory: Memory) -> View:
     """The view that a verifier gives now, of a run or, None, of roots and policies alone."""
     path = api_switch.AUTHORITY if run is None else api_switch.permit_path(run)
-    return view(client.content(path, PERMIT_BUNDLE_BYTES), root, memory, client.base)
+    return view(client.content(path, PERMIT_BUNDLE_BYTES), root, memory, client.base, live=True)
 
 
-def view(data: bytes, root: str | None, memory: Memory, source: str) -> View:
-    """Verify a bundle's bytes under a pinned root, and hold them against what was seen before.
+def view(data: bytes, root: str | None, memory: Memory, source: str, *, live: bool) -> View:
+    """Verify a bundle's bytes under a pinned root, and hold them against what was seen and sent before.
 
-    :raises CliError: not a bundle, not under that root, or it hides what was shown before.
+    :param live: a verifier shows it now, so that it can't be an older copy.
+    :raises CliError: not a bundle, not under that root, or it hides what was shown before, or taken from here.
     """
     wanted = pinned(root)
     try:
@@ -149,13 +150,30 @@ def view(data: bytes, root: str | None, memory: Memory, source: str) -> View:
     gone, older = compared.gone or others.gone, compared.older or others.older
     if gone or older:
         index, digest = (gone or older)[0]
-        hint = "keep both: no verifier takes a leaf back" if gone else "it is an older copy: get a new one"
+        hint = "keep both: no verifier takes a leaf back" if gone or live else "it is an older copy: get a new one"
         raise CliError(
             f"{source}: it lacks {digest}, which was leaf {index} when it was last seen here",
             exit=Exit.REJECTED,
             hint=hint,
         )
+    _check_sent(bundle, memory, source, live=live)
     return View(opened, max(time.time_ns() // 1_000, bundle.time_us), compared)
+
+
+def _check_sent(bundle: PermitBundle, memory: Memory, source: str, *, live: bool) -> None:
+    """That what a verifier answered to this machine is so: what it said it took is there, at the leaf that it named."""
+    shown = set(leaves(bundle))
+    for one in memory.sent.answered(digest for _, digest in shown):
+        if (one.index, one.sha256) in shown:
+            continue
+        hint = f"dropped, or never logged: tell the other parties; keyturn statement send {one.path} sends it again"
+        if not live and one.index > bundle.index:
+            hint = "if it is an older copy, get a new one"
+        raise CliError(
+            f"{source}: it lacks {one.sha256}, which was sent from here and answered to be leaf {one.index}",
+            exit=Exit.REJECTED,
+            hint=hint,
+        )
 
 
 def leaves(bundle: PermitBundle) -> tuple[Leaf, ...]:

@@ -6,13 +6,14 @@ A file a run under ``KEYTURN_STATE``, else ``~/.local/state/keyturn``, and one f
 that was shown once has to be shown again, at its leaf: a verifier that hides a veto from who saw it is caught by that.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from keyturn_cli.files import keep_private
 from keyturn_cli.output import note
+from keyturn_cli.sent import Sent
 from keyturn_protocol.canonical import Hex32, Record, UInt, decode, encode_record
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.limits import ENVELOPE_BYTES
@@ -58,7 +59,9 @@ class Memory:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         home = environment.get("XDG_STATE_HOME") or "~/.local/state"
-        self.folder = Path(environment.get(VARIABLE) or Path(home) / "keyturn").expanduser() / "seen"
+        base = Path(environment.get(VARIABLE) or Path(home) / "keyturn").expanduser()
+        self.folder = base / "seen"
+        self.sent = Sent(base / "sent")
 
     def last(self, root: str, run: str | None) -> tuple[Leaf, ...]:
         """What was seen of a run last, or of roots and policies; nothing if it wasn't, or can't be read.
@@ -80,10 +83,7 @@ class Memory:
         path = self._path(root, run)
         data = encode_record(_File(run=run, statements=list(shown), v=1))
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
-                out.write(data)
-            Path(out.name).replace(path)
+            keep_private(path, data)
         except OSError as error:
             note(f"{path}: can't be written, so that the next time nothing is known to be new: {error.strerror}")
 

@@ -1,5 +1,6 @@
 """``keyturn key | sign | replace | statement``: what people say, signed offline through files."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +19,12 @@ from keyturn_cli.commands.read import (
     VerifierOption,
     read_token,
 )
-from keyturn_cli.commands.signed import check_way, confirm, deliver, show_screen, signed, source
+from keyturn_cli.commands.signed import check_way, confirm, deliver, print_taken, show_screen, signed, source
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.output import clean, note, print_json, results
 from keyturn_cli.permits import read_openings
+from keyturn_cli.seen import Memory
+from keyturn_cli.sent import send as give
 from keyturn_cli.signing import read_key
 from keyturn_cli.statement_files import read_statement, unsigned, write_new
 from keyturn_cli.units import moment
@@ -153,13 +156,10 @@ def send(
         raise CliError(f"{file}: nobody signed it", exit=Exit.USAGE, hint="keyturn sign")
     opened = None if openings is None else _opened(said, file, openings)
     with Client(verifier, None) as client:
-        item = client.send_bytes(api.STATEMENTS, envelope.to_bytes(), api_read.StatementItem)
+        item = give(client, Memory(os.environ).sent, envelope)
         if opened is not None:
             client.give(openings_path(said.run if isinstance(said, Amend) else item.sha256), opened)
-    if json:
-        print_json(item)
-    else:
-        note(f"{item.kind} {item.sha256} is leaf {item.index} of the verifier's log")
+    print_taken(item, json)
     return Exit.FINE
 
 

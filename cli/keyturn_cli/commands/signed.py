@@ -19,9 +19,11 @@ from keyturn_cli.moments import digest_of
 from keyturn_cli.output import note, print_json, results, talk
 from keyturn_cli.permits import View, from_file, from_verifier, read_openings, run_hash, served_openings
 from keyturn_cli.seen import Memory
+from keyturn_cli.sent import send
 from keyturn_cli.signing import SigningKey, read_key
 from keyturn_cli.statement_files import to_file, unsigned, write_new
-from keyturn_protocol import api, api_read, api_switch
+from keyturn_protocol import api_switch
+from keyturn_protocol.api_read import StatementItem
 from keyturn_protocol.api_switch import RunView
 from keyturn_protocol.authority import Why, refuse
 from keyturn_protocol.dsse import Envelope
@@ -239,6 +241,14 @@ def signed(signer: SigningKey, envelope: Envelope) -> Envelope:
         raise CliError(f"not signed: {error}", exit=Exit.REJECTED) from None
 
 
+def print_taken(item: StatementItem, json: bool) -> None:
+    """What a verifier answered to a statement."""
+    if json:
+        print_json(item)
+    else:
+        note(f"{item.kind} {item.sha256} is leaf {item.index} of the verifier's log")
+
+
 def deliver(where: Source, envelope: Envelope) -> int:
     """Write the statement, or give it to the verifier."""
     given, digest = where.given, envelope.hash.hex()
@@ -251,9 +261,5 @@ def deliver(where: Source, envelope: Envelope) -> int:
         else:
             note(f"{given.out}: not signed yet; keyturn sign {given.out} --key FILE --out STATEMENT does that")
         return Exit.FINE
-    item = where.verifier().send_bytes(api.STATEMENTS, envelope.to_bytes(), api_read.StatementItem)
-    if given.json:
-        print_json(item)
-    else:
-        note(f"{item.kind} {item.sha256} is leaf {item.index} of the verifier's log")
+    print_taken(send(where.verifier(), where.memory.sent, envelope), given.json)
     return Exit.FINE
