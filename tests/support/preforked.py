@@ -78,8 +78,12 @@ def _call(arguments: list[str], cwd: str, environment: dict[str, str], descripto
         os.environ.update(environment)
         for name, target in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
             setattr(sys, name, open(target, "r" if target == 0 else "w", closefd=False))  # noqa: SIM115
+        from keyturn_cli import output
         from keyturn_cli.main import main
 
+        # Consoles that a test before this one made write to where that test read.
+        output.results.cache_clear()
+        output.talk.cache_clear()
         code = main(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
