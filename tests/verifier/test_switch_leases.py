@@ -348,14 +348,19 @@ def test_what_one_host_says_of_its_leases_does_not_fill_the_memory(
     assert [f.code for f in found if f.origin == hosts[0].node.origin].count("lease_rollback") == 1
 
 
-def test_an_entry_that_asks_no_more_never_takes_the_lock(
+def test_an_entry_that_gets_nothing_never_takes_the_lock(
     office: Office, verifier: Verifier, now: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody may ask about it, as often as they like."""
     run, host = office.approved(), Starter.enrolled(verifier, 0)
-    old, new = host.ask(run), host.ask(run)
+    old, _ = host.ask(run), host.ask(run)
     monkeypatch.setattr(leasing, "writing", None)
     refused(host.get(old), "stale")
+    refused(host.get(host.ask("0" * 64)), "unknown")
+    assert host.get(host.ask(run, hosts=2)).code == "waiting"
+    office.suspend(run)
+    refused(host.get(host.ask(run, hosts=2)), "suspended")
+    new = host.ask(run)
     now[0] += 601 * SECOND
     refused(host.get(new), "too_late")
 

@@ -88,13 +88,13 @@ class Leaser:
             # What is long to catch up with isn't caught up with under the lock.
             with _refusing(), self._switch.caught_up(connection, head.size) as switch:
                 self._lease_key(switch)
-                # Anybody may ask about an entry: what no time makes good never takes the lock.
-                time_us = max(self._clock(), head.time_us)
-                check_asked(connection, one, time_us)
-                if (count := askers(connection, one.party)) < one.asked.body.hosts:
-                    # Of a thousand hosts each asks again and again until the last one has: no lock for that either.
+                # Anybody may ask about an entry, again and again: what is refused takes no lock, nor do hosts of a
+                # group that isn't complete. A switch that heard of more than this transaction sees can't tell.
+                if switch.index < head.size:
+                    time_us = max(self._clock(), head.time_us)
                     self._decision(connection, switch, [one], head.size, time_us).check(connection, one)
-                    raise _too_few(count, one.asked.body.hosts)
+                    if (count := askers(connection, one.party)) < one.asked.body.hosts:
+                        raise _too_few(count, one.asked.body.hosts)
         with writing(self._engine) as connection:
             head = translog.lock(connection)
             one = self._find(connection, request)
