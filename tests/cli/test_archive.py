@@ -11,9 +11,11 @@ from backports import zstd
 from keyturn_cli.archive import open_bundle, take
 from keyturn_cli.errors import CliError
 from keyturn_protocol.bundle import MANIFEST
+from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.tar import END, Member, format_member
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, write_bundle
+from tests.protocol.test_audit_switch import taken, whole
 from tests.support.bundles import Bundle
 
 
@@ -114,3 +116,22 @@ def test_a_trace_leads_from_a_workload_to_entries(made: Bundle, evidence: Path, 
     code, _, err = keyturn("audit", "trace", "slurm:nobody", evidence, "--trust", trust)
     assert (code, "speaks of slurm:nobody" in err) == (1, True)
     assert keyturn("audit", "trace", workload, evidence)[0] == 3
+
+
+def test_trace_takes_what_pins_an_audit(keyturn: Cli, tmp_path: Path) -> None:
+    """Statements under a root pass under that root alone; a head that was kept is held against the log."""
+    site, hall, _ = whole()
+    taken(site, hall)
+    bundle = write_bundle(site.export(), tmp_path / "b")
+    (tmp_path / "trust").write_bytes(encode_record(site.trust))
+    (tmp_path / "head").write_bytes(site.checkpoint(3))
+    site.leaves[2] = site.leaves[1]
+    (tmp_path / "other").write_bytes(site.checkpoint(3))
+    line = ("audit", "trace", next(iter(site.logs)), bundle)
+    root = ("--root", f"sha256:{hall.root}")
+    assert keyturn(*line, "--trust", tmp_path / "trust")[0] == 3
+    code, out, err = keyturn(*line, *root, "--json")
+    assert (code, json.loads(out)["outcome"], err) == (0, "pass", "")
+    assert keyturn(*line, *root, "--checkpoint", tmp_path / "head")[0] == 0
+    assert keyturn(*line, *root, "--checkpoint", tmp_path / "other")[0] == 1
+    assert "keys are not pinned" in keyturn(*line)[2]

@@ -51,15 +51,7 @@ def audit(
         raise CliError(
             f"{bundle} is not a folder or file", exit=Exit.USAGE, hint="BUNDLE is what the verifier exported"
         )
-    anchor = None if trust is None else read_anchor(trust)
-    pins = Pins(
-        trust=None if anchor is None else anchor.trust,
-        operators=None if anchor is None else anchor.operators,
-        root_sha256=None if root is None else _root(root),
-        checkpoint=None if checkpoint is None else read_capped(checkpoint, NOTE_BYTES, "--checkpoint"),
-    )
-    if pins.trust is None and pins.root_sha256 is None:
-        note("keys are not pinned: the result can't be a pass (give --root or --trust)")
+    pins = _pins(trust, root, checkpoint)
     try:
         with open_bundle(bundle) as reader, _Talk() as progress:
             report = run_audit(reader, pins, jobs, progress)
@@ -79,14 +71,15 @@ def trace(
     subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="a workload, a chip, a node or a log's origin")],
     bundle: BundleArgument,
     trust: TrustOption = None,
+    root: RootOption = None,
+    checkpoint: CheckpointOption = None,
     json: JsonOption = False,
 ) -> int:
     """Show which logs and entries a number rests on, and whether the bundle passes its audit.
 
     Exit as for the audit itself; 1 also where nothing in the bundle speaks of the subject.
     """
-    anchor = None if trust is None else read_anchor(trust)
-    pins = Pins() if anchor is None else Pins(trust=anchor.trust, operators=anchor.operators)
+    pins = _pins(trust, root, checkpoint)
     with open_bundle(bundle) as reader:
         report = run_audit(reader, pins, 1, lambda *_: None)
         found = list(tracing.trace(reader, open_manifest(reader), subject))
@@ -129,6 +122,20 @@ def _ranges(seqs: list[int]) -> str:
         else:
             parts.append([seq, seq])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _pins(trust: Path | None, root: str | None, checkpoint: Path | None) -> Pins:
+    """What the options bring; that nothing pins the keys is said."""
+    anchor = None if trust is None else read_anchor(trust)
+    pins = Pins(
+        trust=None if anchor is None else anchor.trust,
+        operators=None if anchor is None else anchor.operators,
+        root_sha256=None if root is None else _root(root),
+        checkpoint=None if checkpoint is None else read_capped(checkpoint, NOTE_BYTES, "--checkpoint"),
+    )
+    if pins.trust is None and pins.root_sha256 is None:
+        note("keys are not pinned: the result can't be a pass (give --root or --trust)")
+    return pins
 
 
 def read_trust(path: Path) -> Trust:
