@@ -1,4 +1,4 @@
-"""Bundles on disk, and a verifier that answers what a test tells it to."""
+"""Bundles on disk, a verifier that answers what a test tells it to, and a real one whose parties have settings."""
 
 import contextlib
 import os
@@ -12,6 +12,8 @@ import pytest
 
 from keyturn_protocol.canonical import encode_record
 from tests.support.bundles import Bundle, large
+from tests.support.office import Office
+from tests.support.verifier import Verifier
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> Path:
@@ -93,6 +95,23 @@ def verifier() -> Iterator[FakeVerifier]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    with Verifier(tmp_path / "v") as verifier:
+        yield Office.opened(verifier)
+
+
+@pytest.fixture
+def asking(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings with the verifier, the pinned root and an approver's token."""
+    (tmp_path / "token").write_text(office.verifier.reader_token("approver"))
+    config = tmp_path / "config.toml"
+    url, root = office.verifier.client.url, office.root
+    config.write_text(f'verifier = "{url}"\nroot = "sha256:{root}"\ntoken_file = "token"\n')
+    monkeypatch.setenv("KEYTURN_CONFIG", str(config))
+    return tmp_path
 
 
 Cli = Callable[..., tuple[int, str, str]]
