@@ -22,6 +22,7 @@ from keyturn_cli.commands import (
     request,
     root,
     runs,
+    served,
     sign,
     verbs,
 )
@@ -46,7 +47,19 @@ app.command("log")(remote.log)
 app.command("segment")(remote.segment)
 app.command("proof")(remote.proof)
 app.command("bundle")(lists.bundle)
-app.add_typer(group("statement", sign.show, "What people signed; list, send.", list=sign.listed, send=sign.send))
+app.command("checkpoint")(served.checkpoint)
+app.command("leases")(served.leases)
+app.command("lease")(served.lease)
+app.add_typer(
+    group(
+        "statement",
+        sign.show,
+        "What people signed; list, get, send.",
+        list=sign.listed,
+        get=served.statement,
+        send=sign.send,
+    )
+)
 app.add_typer(group("key", keys.key_show, "Keys that sign statements; new.", new=keys.key_new))
 app.command("sign")(sign.sign)
 app.command("replace")(sign.replace)
