@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import logging
 import os
 import signal
 from pathlib import Path
@@ -18,9 +19,9 @@ from keyturn_agent.switch.asking import Ask
 from keyturn_agent.switch.door import Door
 from keyturn_agent.switch.errands import Threads
 from keyturn_agent.switch.exec import Command, execute
+from keyturn_agent.switch.gate_word import expected_of
 from keyturn_agent.switch.gatelink import SOCKET as GATE_SOCKET
 from keyturn_agent.switch.gatelink import GateLink
-from keyturn_agent.switch.gating import Driver
 from keyturn_agent.switch.lessee import Lessee
 from keyturn_agent.switch.pin import Pin
 from keyturn_protocol.entry_switch import LeaseKind
@@ -32,6 +33,8 @@ from keyturn_protocol.values import SpecPart
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+logger = logging.getLogger(__name__)
+
 EXEC_SOCKET: Final = Path("/run/keyturn-agent/exec.sock")
 SOCKET_ENV: Final = "KEYTURN_EXEC_SOCKET"
 
@@ -42,6 +45,8 @@ def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier) -> L
     :raises UsageError: ``no_pin``: leases stand on a root.
     """
     if config.exec_socket is None:
+        if config.gate is not None:
+            logger.warning("switch.gate: no gate is asked without switch.exec_socket, and the log says none")
         return None
     enrolment = store.enrolment
     if enrolment.root_sha256 is None:
@@ -55,10 +60,9 @@ def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier) -> L
         if config.gate is None
         else GateLink(GATE_SOCKET if config.gate_socket is None else Path(config.gate_socket))
     )
-    driver: Driver = "none" if config.gate is None else "observe" if config.gate == "observe" else "compute_mode"
-    door = Door(Path(config.exec_socket))
+    door, expected = Door(Path(config.exec_socket)), expected_of(config)
     return Lessee(
-        store, pin, clock, verifier, Threads(), door, gate, driver, config.report_s, config.interval_us, courier.hurry
+        store, pin, clock, verifier, Threads(), door, gate, expected, config.report_s, config.interval_us, courier.hurry
     )
 
 

@@ -27,6 +27,7 @@ from keyturn_agent.clock import SystemClock
 from keyturn_agent.doctor import Check, Host, clock_state, describe, host_checks, mps_running, report
 from keyturn_agent.doctor_allowance import allowance
 from keyturn_agent.doctor_assurance import assurance
+from keyturn_agent.doctor_gate import gate
 from keyturn_agent.doctor_nvml import nvml_checks
 from keyturn_agent.errors import AgentError, StoreError, UsageError
 from keyturn_agent.procs import PROC
@@ -175,7 +176,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         clock_state,
         lambda url: HttpVerifier(url, config.timeout_s, config.proxy, config.ca_file).log_checkpoint(),
     )
-    checks = [*host_checks(arguments.state, host), allowance(arguments.state), assurance(arguments.state)]
+    checks = [*host_checks(arguments.state, host), allowance(arguments.state), assurance(arguments.state), gate(config)]
     source = arguments.source
     if source is None:
         try:

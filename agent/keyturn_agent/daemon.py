@@ -19,6 +19,7 @@ from keyturn_agent.pressure import Level
 from keyturn_agent.status import Live, read_listed, read_live, write_listed, write_live
 from keyturn_agent.steps import Moved, Steps
 from keyturn_agent.store import Store
+from keyturn_agent.switch.gate_word import Driver
 from keyturn_agent.switch.lessee import Lessee
 from keyturn_agent.systemd import Notifier
 from keyturn_agent.watch import Watch
@@ -67,6 +68,8 @@ class Daemon:
         self._lessee = lessee
         ledger = None if lessee is None else lessee.metering
         self._writer = Writer(store, courier, clock, config, real_s, ledger=ledger)
+        if lessee is not None:
+            lessee.meet_gate()
         # Before anything opens the driver: a pause may hold.
         self._operator = Operator(store, courier, source, clock, real_s)
         inventory = self._inventory()
@@ -111,9 +114,13 @@ class Daemon:
     # -- metering
 
     def _inventory(self) -> InventoryBody:
-        """The chips, and which gate holds them."""
-        gate = self._config.gate or "none"
-        return msgspec.structs.replace(self._source.inventory(), gate=gate)
+        """The chips, and what holds them."""
+        return msgspec.structs.replace(self._source.inventory(), gate=self._gate)
+
+    @property
+    def _gate(self) -> Driver:
+        """What the gate does by its own word, and not by our configuration. Without leases nobody asks it."""
+        return "none" if self._lessee is None else self._lessee.gate
 
     def _set_meanwhile(self) -> None:
         """Write down that the wall clock was set while no agent ran, as far as an entry of this boot can tell."""
@@ -136,12 +143,12 @@ class Daemon:
             self._meter.expect(before.workloads)
 
     def _still(self) -> list[Body]:
-        """What holds from the start of an agent and of a log on: a pause, and that owners can't be told."""
+        """What holds from the start of an agent and of a log on: a pause, that owners can't be told, another gate."""
         bodies: list[Body] = [*self._operator.still()]
         if (blind := self._source.blind) is not None:
             logger.warning("%s", blind[1])
             bodies.append(DegradedBody(cause=blind[0], interval_us=None, detail=blind[1]))
-        return bodies
+        return bodies if self._lessee is None else [*bodies, *self._lessee.still()]
 
     def _relist(self, reason: str = DESTROYED) -> None:
         """Write down which chips there are now; the reason is that of those which are gone."""
@@ -238,6 +245,10 @@ class Daemon:
     def flush(self) -> None:
         """Write the usage that is open."""
         self._write(self._meter.flush())
+
+    def relist(self) -> None:
+        """Write the inventory again, with what the gate does now: the same chips, whose usage goes on."""
+        self._write(self._meter.relist(msgspec.structs.replace(self._meter.inventory, gate=self._gate)))
 
     @property
     def writable(self) -> bool:

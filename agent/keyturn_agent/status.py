@@ -39,9 +39,13 @@ class LiveLease(Record, frozen=True, kw_only=True):
 
 
 class LiveGate(Record, frozen=True, kw_only=True):
-    """The gate as it answered last; null fields where it doesn't. ``chips``: their states by uuid."""
+    """The gate as it answered last; null fields where it doesn't. ``chips``: their states by uuid.
+
+    ``driver``: what it does by its own word, ``none`` until that is known; ``expected``: what ``switch.gate`` says.
+    """
 
     driver: str
+    expected: str
     answers: bool
     released: str | None
     trouble: str | None
@@ -208,7 +212,10 @@ def describe(status: Status) -> str:
 
 def _gate(gate: LiveGate) -> list[str]:
     """What the gate holds, with what stands in its way first."""
-    lines = [f"gate       {gate.driver}{'' if gate.answers else ', and it does not answer'}"]
+    known = gate.driver != "none"
+    lines = [f"gate       {gate.driver if known else 'not known'}{'' if gate.answers else ', and it does not answer'}"]
+    if gate.driver != gate.expected:
+        lines.append(f"           {'MISMATCH: ' if known else ''}switch.gate says {gate.expected}")
     if gate.released is not None:
         lines.append(f"           RELEASED by root: {gate.released}")
     if gate.trouble is not None:

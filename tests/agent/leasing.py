@@ -18,7 +18,7 @@ from keyturn_agent.recording import read_recording
 from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.charging import Charge
 from keyturn_protocol.chips import chip_table
-from keyturn_protocol.entries import Entry, Lease, Permit
+from keyturn_protocol.entries import Degraded, Entry, Inventory, Lease, Permit
 from keyturn_protocol.ids import Deployment, parse_origin
 from keyturn_protocol.lease import AllowanceName, lease_subject, parse_lease
 from keyturn_protocol.openings import Opening, Openings, commitment, format_openings
@@ -154,14 +154,21 @@ def openings_of(argv: list[str], **more: str) -> tuple[Openings, dict[str, Any]]
 
 
 class LeasingHost:
-    """One enrolled host: its agent replays a recording in real time, its gate is real, and so is what it runs."""
+    """One enrolled host: its agent replays a recording in real time, its gate is real, and so is what it runs.
 
-    def __init__(self, folder: Path, verifier: Leasing, url: str, gate: Gate | None, more: str = "") -> None:
+    :param expected: ``switch.gate`` of its configuration, where that isn't what the gate does.
+    """
+
+    def __init__(
+        self, folder: Path, verifier: Leasing, url: str, gate: Gate | None, more: str = "", expected: str | None = None
+    ) -> None:
         self.folder, self.verifier, self.gate = folder, verifier, gate
         self.state = folder / "state"
         self.socket = folder / "exec.sock"
         self.config = folder / "agent.toml"
-        kind = "" if gate is None else f'gate = "{gate.driver.replace("-", "_")}"\ngate_socket = "{gate.socket}"\n'
+        kind = ""
+        if gate is not None:
+            kind = f'gate = "{expected or gate.driver.replace("-", "_")}"\ngate_socket = "{gate.socket}"\n'
         self.config.write_text(
             f'[switch]\nexec_socket = "{self.socket}"\nreport_s = 1\n{kind}'
             f"[upload]\ninterval_s = 5\njitter_s = 0\n[usage]\ninterval_s = 1\n{more}"
@@ -264,17 +271,21 @@ class LeasingHost:
                 flop = charge.entry(entry)
                 assert not isinstance(entry, Lease) or str(flop) == entry.body.charged_flop, entry
 
-    def causes(self) -> list[str]:
-        from keyturn_protocol.entries import Degraded
+    def gates(self) -> list[str]:
+        """What each inventory says of the gate."""
+        return [entry.body.gate for entry in self.entries() if isinstance(entry, Inventory)]
 
+    def causes(self) -> list[str]:
         return [entry.body.cause for entry in self.entries() if isinstance(entry, Degraded)]
 
 
 @contextmanager
-def leasing_host(folder: Path, verifier: Leasing, gate: Gate | None = None, more: str = "") -> Iterator[LeasingHost]:
+def leasing_host(
+    folder: Path, verifier: Leasing, gate: Gate | None = None, more: str = "", expected: str | None = None
+) -> Iterator[LeasingHost]:
     """A host that runs, with a verifier that it can reach."""
     with over_http(verifier) as url:
-        host = LeasingHost(folder, verifier, url, gate, more)
+        host = LeasingHost(folder, verifier, url, gate, more, expected)
         try:
             yield host.start()
         finally:

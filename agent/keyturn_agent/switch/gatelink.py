@@ -119,29 +119,32 @@ class GateLink:
             if error.code != "no_grant":
                 raise
 
-    def status(self, after: int) -> GateStatus:
-        """How it stands. ``after``: events up to this one are known."""
-        data = self._ask({"verb": "status", "after": after})
+    def status(self, after: int, patience_s: float = _PATIENCE_S) -> GateStatus:
+        """How it stands. ``after``: events up to this one are known.
+
+        :raises RefusedError: with the gate's code. :raises UnreachableError: there is no gate, or none of ours.
+        """
+        data = self._ask({"verb": "status", "after": after}, patience_s)
         try:
             return msgspec.json.decode(data, type=GateStatus)
         except msgspec.MsgspecError as error:
             raise UnreachableError("bad_gate", f"the gate's answer is not one: {error}") from None
 
-    def _ask(self, request: Mapping[str, Any]) -> bytes:
-        data = self._exchange(json.dumps({"v": 1, **request}).encode() + b"\n")
+    def _ask(self, request: Mapping[str, Any], patience_s: float = _PATIENCE_S) -> bytes:
+        data = self._exchange(json.dumps({"v": 1, **request}).encode() + b"\n", patience_s)
         try:
             answer = msgspec.json.decode(data)
             if answer["ok"] is True:
                 return data
             raise RefusedError(str(answer["code"]), f"the gate refuses: {answer['detail']}")
-        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
             raise UnreachableError("bad_gate", f"the gate's answer is not one: {error}") from None
 
-    def _exchange(self, line: bytes) -> bytes:
-        deadline = time.monotonic() + _PATIENCE_S
+    def _exchange(self, line: bytes, patience_s: float) -> bytes:
+        deadline = time.monotonic() + patience_s
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-                connection.settimeout(_PATIENCE_S)
+                connection.settimeout(patience_s)
                 connection.connect(str(self._path))
                 connection.sendall(line)
                 data = b""

@@ -1,33 +1,39 @@
 """The gate's side of jobs: what it is to hold and until when, what it lets go, and what happened at it."""
 
 import logging
-from typing import Final, Literal
+from typing import Final
 
-from keyturn_agent.errors import RefusedError
+from keyturn_agent.errors import AgentError, RefusedError
 from keyturn_agent.status import LiveGate
 from keyturn_agent.switch.asking import Go
 from keyturn_agent.switch.errands import Done, Errands
+from keyturn_agent.switch.gate_word import Driver, GateWord
 from keyturn_agent.switch.gatelink import Event, GateLink, GateStatus, Grant, Target
-from keyturn_agent.switch.jobs import Jobs, Live
+from keyturn_agent.switch.jobs import Jobs, Live, degraded
 from keyturn_agent.switch.lease_state import SECOND, Now, Phase, Place, Stop, Times
 from keyturn_agent.switch.timers import MOVE_US
 from keyturn_protocol.canonical import fit_text
+from keyturn_protocol.entry_log import DegradedBody
 
 logger = logging.getLogger(__name__)
 
-Driver = Literal["none", "observe", "compute_mode"]
 _LOOK_S: Final = 10
+_FIRST_S: Final = 2
+"""How long the first inventory waits for the gate's word; a gate that is slower makes another inventory."""
 
 
 class Gating:
-    """What this host has with its gate. ``gate``: None where there is none."""
+    """What this host has with its gate.
 
-    def __init__(self, jobs: Jobs, errands: Errands, gate: GateLink | None, driver: Driver) -> None:
+    :param gate: None where there is none.
+    :param expected: what the configuration says that it does.
+    """
+
+    def __init__(self, jobs: Jobs, errands: Errands, gate: GateLink | None, expected: Driver) -> None:
         self._jobs = jobs
         self._errands = errands
         self._gate = gate
-        self._driver: Driver = driver
-        self._seen: GateStatus | None = None
+        self._word = GateWord(expected)
         self._look_us = 0
 
     @property
@@ -38,15 +44,25 @@ class Gating:
     @property
     def enforces(self) -> bool:
         """Whether it stops runs by itself, as far as is known."""
-        return self._driver == "compute_mode" and not (self._seen is not None and self._seen.released is not None)
+        return self._word.enforces
+
+    @property
+    def driver(self) -> Driver:
+        """What the gate does, by its own word; ``none`` until that is known."""
+        return self._word.driver
+
+    def still(self) -> list[DegradedBody]:
+        """What isn't as configured, for the start of an agent and of a log."""
+        return [] if (wrong := self._word.wrong) is None else [degraded(*wrong)]
 
     def live(self) -> LiveGate | None:
         """The gate as it answered last."""
         if self._gate is None:
             return None
-        seen = self._seen
+        seen = self._word.status
         return LiveGate(
-            driver=self._driver,
+            driver=self._word.driver,
+            expected=self._word.expected,
             answers=seen is not None,
             released=None if seen is None or seen.released is None else seen.released.reason,
             trouble=None if seen is None else seen.trouble,
@@ -133,6 +149,17 @@ class Gating:
 
     # -- the gate itself
 
+    def meet(self) -> None:
+        """Ask once what the gate does, before the first inventory says so. What happened at it is asked for later."""
+        if self._gate is None:
+            return
+        try:
+            self._word.answered(self._gate.status(self._jobs.gate_seq, _FIRST_S))
+        except AgentError as error:
+            logger.warning("%s", error)
+        if self._word.wrong is not None:
+            logger.warning("%s: %s", *self._word.wrong)
+
     def look(self, now: Now) -> None:
         """Ask how it stands, now and then."""
         if self._gate is None or now.mono_us < self._look_us:
@@ -144,9 +171,11 @@ class Gating:
     def looked(self, done: Done) -> None:
         """How it stands."""
         if done.error is not None:
-            if self._seen is not None:
+            if self._word.status is not None:
                 logger.error("%s", done.error)
-            self._seen = None
+            before = self._holds()
+            self._word.silent(self._jobs.now().mono_us)
+            self._changed(before)
             return
         self._see(done.value)
         held = {grant.job for grant in done.value.grants}
@@ -160,8 +189,26 @@ class Gating:
         for event in status.events:
             if event.seq > self._jobs.gate_seq and (told := told_of(event)) is not None:
                 self._jobs.degraded(*told)
-        self._seen = status
+        before = self._holds()
+        self._word.answered(status)
+        self._changed(before)
         self._jobs.gate_said(max(self._jobs.gate_seq, *(event.seq for event in status.events), 0))
+
+    def _holds(self) -> tuple[Driver, bool, tuple[str, str] | None]:
+        return self._word.driver, self._word.enforces, self._word.wrong
+
+    def _changed(self, before: tuple[Driver, bool, tuple[str, str] | None]) -> None:
+        """Say what the gate does now, where that is news: to whoever reads the log, and to whoever is to be stopped."""
+        driver, enforces, wrong = self._holds()
+        if wrong is not None and wrong != before[2]:
+            self._jobs.degraded(*wrong)
+        if driver != before[0]:
+            logger.warning("the gate: %s (before: %s)", driver, before[0])
+            self._jobs.hands.relist()
+            self._jobs.seal()
+        if enforces != before[1]:
+            for live in self._jobs:
+                live.warned = False
 
 
 def told_of(event: Event) -> tuple[str, str] | None:

@@ -42,6 +42,10 @@ class Hands(Protocol):
         """Write the usage that is open."""
         ...
 
+    def relist(self) -> None:
+        """Write the inventory again, with what the gate does now."""
+        ...
+
     @property
     def writable(self) -> bool:
         """Whether the log takes entries now; where the disk is full they wait, and nobody knows their place."""
@@ -246,7 +250,12 @@ class Jobs:
     def degraded(self, cause: str, detail: str) -> None:
         """Say what isn't as it should be."""
         logger.warning("%s: %s", cause, detail)
-        self.hands.write([DegradedBody(cause=cause, interval_us=None, detail=fit_text(detail))])
+        self.hands.write([degraded(cause, detail)])
+
+
+def degraded(cause: str, detail: str) -> DegradedBody:
+    """The body that says so."""
+    return DegradedBody(cause=cause, interval_us=None, detail=fit_text(detail))
 
 
 def pick(free: Collection[str], wanted: Collection[str] | None) -> list[str]:

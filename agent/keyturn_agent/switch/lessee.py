@@ -19,8 +19,9 @@ from keyturn_agent.switch.asking import Ask, Attach, Begin, Ended, Stopping, Tol
 from keyturn_agent.switch.door import Door, Heard, Visitor
 from keyturn_agent.switch.ending import Ending, alive, tell_refusal
 from keyturn_agent.switch.errands import Done, Errands
+from keyturn_agent.switch.gate_word import Driver
 from keyturn_agent.switch.gatelink import GateLink
-from keyturn_agent.switch.gating import Driver, Gating
+from keyturn_agent.switch.gating import Gating
 from keyturn_agent.switch.jobs import Hands, Jobs, Live, pick
 from keyturn_agent.switch.lease_state import SECOND, Job, Moment, Now, Phase, Place, Stop, renew_us, stopped_by
 from keyturn_agent.switch.leasing import Leasing, request
@@ -31,6 +32,7 @@ from keyturn_agent.switch.spec import NOTHING
 from keyturn_agent.switch.strangers import Strangers
 from keyturn_agent.switch.timers import Timers
 from keyturn_protocol.canonical import fit_text
+from keyturn_protocol.entry_log import DegradedBody
 from keyturn_protocol.entry_switch import check_permit
 from keyturn_protocol.errors import ProtocolError
 
@@ -43,6 +45,7 @@ class Lessee:
     """Jobs on this host.
 
     :param gate: the gate, or None where there is none.
+    :param expected: what the configuration says that the gate does.
     :param report_s: between two reports of a lease.
     :param usage_us: length of a usage entry.
     """
@@ -56,7 +59,7 @@ class Lessee:
         errands: Errands,
         door: Door,
         gate: GateLink | None,
-        driver: Driver,
+        expected: Driver,
         report_s: int,
         usage_us: int,
         hurry: Callable[[], None],
@@ -71,11 +74,24 @@ class Lessee:
         self._jobs = Jobs(store, clock, self.metering, hurry)
         self._timers = Timers(self._jobs, usage_us)
         self._permits = Permits(self._jobs, errands, pin, verifier, self._timers)
-        self._gating = Gating(self._jobs, errands, gate, driver)
+        self._gating = Gating(self._jobs, errands, gate, expected)
         self._ending = Ending(self._jobs, self._gating)
         self._leasing = Leasing(self._jobs, errands, verifier, self._permits, self._timers, notices=self._gating.there)
 
     # -- for the daemon
+
+    def meet_gate(self) -> None:
+        """Ask what the gate does, before the first inventory says so."""
+        self._gating.meet()
+
+    @property
+    def gate(self) -> Driver:
+        """What the gate does, by its own word."""
+        return self._gating.driver
+
+    def still(self) -> list[DegradedBody]:
+        """What isn't as configured, for the start of an agent and of a log."""
+        return self._gating.still()
 
     def begin(self, hands: Hands) -> None:
         """From here on requests are heard; jobs of the agent before this one go on or end."""
