@@ -4,10 +4,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from keyturn_protocol.canonical import decode
 from keyturn_protocol.root import Services
 from keyturn_verifier import config, keyfiles, state
 from keyturn_verifier.clock import wall_clock
-from keyturn_verifier.errors import VerifierError
+from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 from tests.support.descriptors import descriptors
 from tests.support.node import Node
 from tests.support.office import Office
@@ -89,13 +91,13 @@ def test_init_with_a_database_elsewhere(tmp_path: Path) -> None:
         (["--deployment", "Not A Name"], 2, "--deployment"),
         (
             ["--deployment", "ok.example", "--db", "postgresql://user:secret@127.0.0.1:1/x"],
-            1,
+            3,
             "database: connection failed",
         ),
-        (["--deployment", "ok.example", "--db", "mysql://localhost/x"], 1, "SQLite file"),
-        (["--deployment", "ok.example", "--db", "nonsense"], 1, "not a database URL"),
-        (["--deployment", "ok.example", "--db", "sqlite:///relative.db"], 1, "absolute"),
-        (["--deployment", "ok.example", "--db", "sqlite://"], 1, "SQLite file"),
+        (["--deployment", "ok.example", "--db", "mysql://localhost/x"], 2, "SQLite file"),
+        (["--deployment", "ok.example", "--db", "nonsense"], 2, "not a database URL"),
+        (["--deployment", "ok.example", "--db", "sqlite:///relative.db"], 2, "absolute"),
+        (["--deployment", "ok.example", "--db", "sqlite://"], 2, "SQLite file"),
         ([], 2, "--deployment"),
     ],
 )
@@ -246,6 +248,7 @@ def test_keys_that_others_can_read_are_refused(folder: Path) -> None:
         ('deployment = "a.example"\n[limits]\nqueue = 1', "limits.queue: no such key"),
         ('deployment = "a.example"\n[limits]\nqueue_bytes = -5', "limits.queue_bytes: must be an integer > 0 (got -5)"),
         ('deployment = "a.example"\nlimits = 1', "limits: must be a table"),
+        ('deployment = "a.example"\ndb = "nonsense"', "verifier.toml: db: not a database URL"),
     ],
 )
 def test_configurations_that_are_refused(folder: Path, text: str, says: str) -> None:
@@ -268,6 +271,43 @@ def test_a_missing_database_is_not_made_anew(folder: Path) -> None:
         assert made.returncode == 1
         assert "is not there" in made.stderr
     assert not (folder / "verifier.db").exists()
+
+
+@pytest.mark.parametrize("command", [["token", "list"], ["serve"], ["doctor"], ["check"], ["export", "--out", "out"]])
+def test_a_database_that_is_away_decides_nothing(folder: Path, command: list[str]) -> None:
+    (folder / "verifier.toml").write_text(f'deployment = "{DEPLOYMENT}"\ndb = "postgresql://127.0.0.1:1/x"\n')
+    made = call(*command, "--state", folder)
+    assert made.returncode == 3, made.stderr
+    assert made.stderr.startswith("keyturn: error: database: connection failed")
+
+
+def test_a_database_that_others_hold_decides_nothing_and_one_that_is_damaged_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyturn_verifier.db.engine.BUSY_TIMEOUT_S", 0)
+    create: list[str | Path] = ["token", "create", "--state", folder, "--role", "auditor"]
+    with closing(sqlite3.connect(folder / "verifier.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        held = call(*create)
+        other.rollback()
+        assert (held.returncode, "database is locked" in held.stderr) == (3, True), held.stderr
+        other.execute("DROP TABLE reader_token")
+        dropped = call(*create)
+        assert (dropped.returncode, "no such table" in dropped.stderr) == (1, True), dropped.stderr
+    (folder / "verifier.db").write_bytes(b"nothing of the kind" * 1_000)
+    damaged = call(*create)
+    assert (damaged.returncode, "not a database" in damaged.stderr) == (1, True), damaged.stderr
+
+
+def test_a_commit_whose_outcome_nobody_knows_is_3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise OutcomeUnknown("canceling wait for synchronous replication")
+
+    monkeypatch.setattr("keyturn_verifier.db.engine._commit", lost)
+    made = call("token", "create", "--state", folder, "--role", "auditor")
+    assert (made.returncode, made.stdout) == (3, "")
+    assert "did not say whether this was stored: canceling wait" in made.stderr
+    assert "keyturn: hint: see what is there" in made.stderr
 
 
 def test_a_command_lets_go_of_the_database_however_it_ends(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from keyturn_verifier import config, doctor, keyfiles, logs, operators, people, 
 from keyturn_verifier.cli_operator import add_operator
 from keyturn_verifier.cli_root import add_root
 from keyturn_verifier.clock import wall_clock
-from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.engine import away, reading, writing
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The program. Exit 0 fine, 1 refused or failed, 2 usage."""
+    """The program. Exit 0 fine, 1 refused or failed, 2 usage, 3 nobody knows: the database was away."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -55,8 +55,12 @@ def run(arguments: Sequence[str]) -> int:
         print(f"keyturn: error: database: {error.orig} (the one of {where})", file=sys.stderr)
         if "malformed" in str(error.orig) or "not a database" in str(error.orig):
             print(f"keyturn: hint: {state.DAMAGED}", file=sys.stderr)
-        return 1
-    except (OutcomeUnknown, OSError) as error:
+        return 3 if away(error) else 1
+    except OutcomeUnknown as error:
+        print(f"keyturn: error: the database did not say whether this was stored: {error}", file=sys.stderr)
+        print("keyturn: hint: see what is there before doing it again", file=sys.stderr)
+        return 3
+    except OSError as error:
         print(f"keyturn: error: {error}", file=sys.stderr)
         return 1
     return status or 0

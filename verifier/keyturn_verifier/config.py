@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import Deployment, deployment
+from keyturn_verifier.db.engine import parse_url
 from keyturn_verifier.errors import UsageError, VerifierError
 
 FILE: Final = "verifier.toml"
@@ -123,6 +124,10 @@ def load(state: Path) -> Config:
         checked = deployment(name)
     except ProtocolError as error:
         raise VerifierError(f"{path}: deployment: {error}") from None
+    try:
+        parse_url(db)
+    except VerifierError as error:
+        raise VerifierError(f"{path}: db: {error}", hint=error.hint) from None
     limits, hooks = _limits(path, data.get("limits", {})), _webhooks(path, data.get("webhook", []))
     return Config(deployment=checked, state=state, db=db, limits=limits, webhooks=hooks)
 

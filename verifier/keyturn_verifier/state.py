@@ -27,7 +27,7 @@ from keyturn_verifier import config, keyfiles, translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db.engine import is_postgres, open_engine, parse_url, reading, writing
 from keyturn_verifier.db.schema import check, migrate, upgrade
-from keyturn_verifier.errors import OutcomeUnknown, VerifierError
+from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
 
 TRUST: Final = "trust.json"
 LOCK: Final = "serve.lock"
@@ -40,11 +40,12 @@ def create(state: Path, name: Deployment, db: str | None, clock: Clock) -> Path:
     Everything is made in a folder beside ``state`` and renamed into place at the end. A crash before that leaves
     a folder ``.keyturn-init-…`` that nothing refers to.
 
+    :raises UsageError: ``db`` names no database that this version knows, or no absolute path.
     :raises VerifierError: ``state`` or the database is there already.
     """
     if state.exists() and (not state.is_dir() or any(state.iterdir())):
         raise VerifierError(f"{state} is there already", hint="one state directory is one verifier, made once")
-    on_server = db is not None and parse_url(db).get_backend_name() == "postgresql"
+    on_server = db is not None and _kind(db) == "postgresql"
     target = None if db is None or on_server else _database_file(db)
     state.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".keyturn-init-", dir=state.parent))  # mode 0700
@@ -125,16 +126,22 @@ def _fill(connection: Connection, name: Deployment, keys: keyfiles.Keys, clock: 
     translog.publish(connection, keys.log, now_us)
 
 
+def _kind(db: str) -> str:
+    try:
+        return parse_url(db).get_backend_name()
+    except VerifierError as error:
+        raise UsageError(f"--db: {error}", hint=error.hint) from None
+
+
 def _database_file(db: str) -> Path:
     """The file that a database URL names: absolute, not there yet, in a folder on a disk that a rename can reach."""
-    open_engine(db).dispose()
     path = Path(make_url(db).database or "")
     if not path.is_absolute():
-        raise VerifierError("--db needs an absolute path", hint="sqlite:////absolute/path/verifier.db")
+        raise UsageError("--db: must be an absolute path", hint="sqlite:////absolute/path/verifier.db")
     if path.exists():
         raise VerifierError(f"{path} is there already")
     if not path.parent.is_dir():
-        raise VerifierError(f"{path.parent} is not a folder")
+        raise UsageError(f"--db: {path.parent} is not a folder")
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 
@@ -61,11 +61,11 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise VerifierError("--db is not a database URL", hint=f"{_SQLITE_HINT}, or postgresql://…") from None
+        raise VerifierError("not a database URL", hint=f"{_SQLITE_HINT}, or postgresql://…") from None
     if parsed.drivername in (_POSTGRES, "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise VerifierError("--db must name a SQLite file or a PostgreSQL database", hint=_SQLITE_HINT)
+        raise VerifierError("must name a SQLite file or a PostgreSQL database", hint=_SQLITE_HINT)
     return parsed
 
 
@@ -201,3 +201,20 @@ def rolled_back(error: BaseException) -> bool:
     """
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return isinstance(error, DBAPIError) and isinstance(state, str) and state.startswith("40")
+
+
+_AWAY_SQLITE: Final = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+    sqlite3.SQLITE_CANTOPEN,
+}
+_AWAY_POSTGRES: Final = ("08", "40", "53", "55", "57", "58")
+"""SQLSTATE classes: no connection, rolled back, short of something, a lock not to be had, stopped, its disk."""
+
+
+def away(error: DBAPIError) -> bool:
+    """Whether the database couldn't answer just now, which says nothing of what is in it."""
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _AWAY_SQLITE
+    state = getattr(error.orig, "sqlstate", None)
+    # Who got no connection, or lost it, has no SQLSTATE.
+    return isinstance(error, OperationalError) and (state is None or state[:2] in _AWAY_POSTGRES)
