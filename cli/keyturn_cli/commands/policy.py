@@ -101,7 +101,7 @@ def policy_check(
     Exit 1: it is refused, with every reason.
     """
     with source(Acting(verifier=verifier, bundle=bundle, root=root, json=json)) as where:
-        standing = _standing(where, under)
+        standing = _standing(where, under, which)
         policy = _policy(where, which, standing)
     report = check(policy, standing, time.time_ns() // 1_000)
     if json:
@@ -133,7 +133,7 @@ def policy_simulate(
     if not isinstance(said, Request):
         raise CliError(f"{request}: not a request", exit=Exit.USAGE)
     with source(Acting(verifier=verifier, bundle=bundle, root=root, json=json)) as where:
-        standing = _standing(where, under)
+        standing = _standing(where, under, policy)
         found = simulate(_policy(where, policy, standing), standing, said, time.time_ns() // 1_000, approved or ())
     if json:
         print_json({"request": envelope.hash.hex(), **render_policy.simulation_json(found)})
@@ -142,8 +142,15 @@ def policy_simulate(
     return Exit.REJECTED if found.faults or not found.possible.met else Exit.FINE
 
 
-def _standing(where: Source, under: Path | None) -> Standing:
+def _standing(where: Source, under: Path | None, which: str | None) -> Standing:
+    """The root to hold a policy against: in a file, or in force.
+
+    :param which: of the policies; one in a file needs nothing more than a root.
+    """
     if under is None:
+        if where.client is None and where.given.bundle is None and which is not None and not which.isdecimal():
+            hint = "or --under ROOT, a root in a file, or --bundle FILE, offline"
+            raise CliError("--verifier: missing", exit=Exit.USAGE, hint=hint)
         return where.view(None).standing
     envelope, said = read_statement(under, "--under")
     if not isinstance(said, Root):

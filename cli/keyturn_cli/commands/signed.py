@@ -99,7 +99,7 @@ class Source:
         :raises CliError: none is named.
         """
         if self.client is None:
-            raise CliError("--verifier: missing", exit=Exit.USAGE, hint="or --bundle FILE and --out FILE, offline")
+            raise CliError("--verifier: missing", exit=Exit.USAGE, hint="or --bundle FILE, offline")
         return self.client
 
 
@@ -176,7 +176,8 @@ def check_way(given: Acting) -> None:
             "--key: missing: what goes to the verifier is signed", exit=Exit.USAGE, hint="--out FILE, to sign it later"
         )
     if given.out is None and given.verifier is None:
-        raise CliError("--verifier: missing", exit=Exit.USAGE, hint="--out FILE writes it")
+        hint = "or --out FILE, and send it later" if given.bundle else "or --bundle FILE and --out FILE, offline"
+        raise CliError("--verifier: missing", exit=Exit.USAGE, hint=hint)
     if given.out is not None and given.out.exists():
         raise CliError(f"{given.out} is there already", exit=Exit.USAGE)
 
