@@ -87,6 +87,28 @@ def test_a_sooner_suspension_by_a_second_organisation_moves_it() -> None:
     assert again.of_us == stop_us
 
 
+def test_what_an_amendment_replaced_stops_after_a_notice_that_nothing_said_later_puts_off() -> None:
+    hall = Assembly()
+    name = hall.approved()
+    run = hall.switch.runs[name]
+    leaf_us, notice_us = hall.now_us, run.policy.stop.notice_s * SECOND
+    heard = heard_stop(run, None, leaf_us, Now(UP, leaf_us + SECOND), ["argv"])
+    assert heard == Moment(UP + notice_us - SECOND, "an amendment replaced what was started: argv", leaf_us + notice_us)
+    later = Now(UP + 60 * SECOND, leaf_us + 60 * SECOND)
+    assert heard_stop(run, heard, later.time_us, later, ["argv", "image"]) is heard
+    # Sooner by somebody's word, and never later.
+    for stop_in_s, why in ((notice_us // SECOND + 3600, heard.why), (None, "suspended by office/ivy")):
+        suspended = Assembly()
+        suspended.approved()
+        suspended.now_us = leaf_us - 60 * SECOND
+        suspended.suspend(name, "office/ivy", None if stop_in_s is None else leaf_us + stop_in_s * SECOND)
+        first = heard_stop(suspended.switch.runs[name], heard, leaf_us, later, ["argv"])
+        assert first is not None
+        assert (first.why, first.at_us <= heard.at_us) == (why, True)
+    # Approved again as it was started.
+    assert heard_stop(run, heard, leaf_us, later) is None
+
+
 def test_the_lease_ends_by_its_own_time_whatever_the_wall_clock_says() -> None:
     _, leaf_us, _ = suspended()
     for wall_us in (0, leaf_us, leaf_us + 1000 * DAY):

@@ -25,6 +25,7 @@ from keyturn_protocol.api import ProblemCode, problem
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.entries import Body
 from keyturn_protocol.entry_log import DegradedBody
+from keyturn_protocol.entry_switch import PermitBody, SpecChecks
 from keyturn_protocol.permit import Opened, open_permit_bundle, parse_permit_bundle
 from tests.support.assembly import Assembly
 from tests.support.parties import NAME, changed
@@ -83,8 +84,8 @@ class Asking:
 
 JOB = Job(
     job="1" * 64, boot_id="0c6b1d9e-0000-4000-8000-000000000001", kind="allowance", run=None, lineage="aurora",
-    group="0", hosts=1, chips=["GPU-0"], spec=NOTHING, signal=None, phase="looking", asked=None, lease=None,
-    place=None, bounds=None, reported_us=0, why="",
+    group="0", hosts=1, chips=["GPU-0"], spec=NOTHING, approved={}, signal=None, phase="looking", asked=None,
+    lease=None, place=None, bounds=None, reported_us=0, why="",
 )  # fmt: skip
 
 
@@ -94,6 +95,26 @@ def test_full_disk_asks_for_no_lease_with_another_entrys_place_in_the_log(tmp_pa
     assert (host.live.job.asked, host.live.phase, host.hands.held, host.hands.sealed) == (None, Phase.LOOKING, [], 0)
     assert host.live.again_us > NOW.mono_us
     assert "no room on the disk" in str(host.listener.heard)
+
+
+def test_what_an_amendment_replaced_is_unchecked_where_a_lease_is_asked_for_again(tmp_path: Path) -> None:
+    hall = Assembly()
+    run = hall.approved()
+    log: Any = SimpleNamespace(size=41, name=SimpleNamespace(origin="kt.example/node/a/1"), chain=NOW)
+    host = Asking(tmp_path)
+    host.hands.writable = True
+    host.jobs.store.log = log
+    spec = dict(hall.switch.runs[run].spec)
+    checked = SpecChecks(argv="verified", config="verified", data="declared", image="unchecked")
+    host.live.change(kind="run", run=run, lineage=None, spec=checked, approved=spec)
+    for amended, left in (({}, checked), ({"argv": "5" * 64, "data": "6" * 64}, changed(NOTHING, config="verified"))):
+        if amended:
+            hall.amend(run, "lab-a/bob", "operator-b/eve", "office/ivy", spec=spec | amended)
+        host.live.opened = open_permit_bundle(parse_permit_bundle(hall.bundle(run)), hall.root, NAME)
+        host.leasing.ask(host.live)
+        asked = host.hands.held[-1]
+        assert isinstance(asked, PermitBody)
+        assert asked.spec == left
 
 
 def test_an_answer_that_breaks_what_reads_it_ends_neither_the_agent_nor_the_wait(tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ class Assembly:
             self.say(self.decision(proposal, who), who)
         return proposal
 
+    def amend(self, run: str, *people: str, **changes: Any) -> str:
+        """Another spec or scope, which these people approve."""
+        now = self.switch.runs[run]
+        fields = {"scope": now.scope, "spec": dict(now.spec)} | changes
+        said = Amend(**self.common(run=run, person="lab-a/ada", after=list(now.after), reason="because", **fields))
+        proposal = self.say(said, "lab-a/ada")
+        for who in people:
+            self.say(self.decision(proposal, who), who)
+        return proposal
+
     def start(self, run: str, **changes: Any) -> Start:
         """The run's first lease."""
         self.starts[run] = start = Start(

@@ -19,12 +19,14 @@ from keyturn_agent.switch.asking import Ask, ToExec
 from keyturn_agent.switch.door import Visitor
 from keyturn_agent.switch.lease_state import SECOND, Job, Moment, Now, Phase, Stop
 from keyturn_agent.switch.metering import Metering
+from keyturn_agent.switch.spec import replaced
 from keyturn_protocol.canonical import fit_text
 from keyturn_protocol.entries import Body
 from keyturn_protocol.entry_log import DegradedBody
 from keyturn_protocol.entry_switch import LeaseBody, LeaseGap
 from keyturn_protocol.lease import Lease, lease_subject
 from keyturn_protocol.permit import Opened
+from keyturn_protocol.values import SpecPart
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,12 @@ class Live:
     @property
     def phase(self) -> Phase:
         return Phase(self.job.phase)
+
+    @property
+    def replaced(self) -> list[SpecPart]:
+        """The parts of what runs that an amendment replaced, as far as is known."""
+        run = None if self.opened is None else self.opened.run
+        return [] if run is None else replaced(self.job.approved, run.spec)
 
     @property
     def subject(self) -> str:

@@ -6,6 +6,7 @@
 Times are CLOCK_BOOTTIME of the boot in which the nonce was drawn: in another boot nothing of it is left.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal
@@ -17,7 +18,7 @@ from keyturn_protocol.entry_switch import SPENT, LeaseKind, Lineage, SpecChecks
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lifecycle import Run
 from keyturn_protocol.permit import Opened
-from keyturn_protocol.values import BootId, ChipUuid, Micros
+from keyturn_protocol.values import BootId, ChipUuid, Micros, SpecPart
 
 SECOND: Final = 1_000_000
 TFLOP: Final = 10**12
@@ -82,7 +83,10 @@ class Bounds(Record, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """One start of a command, as it is kept over restarts of the agent."""
+    """One start of a command, as it is kept over restarts of the agent.
+
+    ``approved``: the commitments with which what was started was compared; empty without a run.
+    """
 
     job: Hex32
     boot_id: BootId
@@ -93,6 +97,7 @@ class Job(Record, frozen=True, kw_only=True):
     hosts: Positive
     chips: list[ChipUuid]
     spec: SpecChecks
+    approved: dict[SpecPart, Hex32 | None]
     signal: UInt | None
     phase: Literal["looking", "asking", "leased", "starting", "running", "ending"]
     asked: Asked | None
@@ -156,7 +161,9 @@ class Moment:
     """The moment in UTC that it stands for."""
 
 
-def heard_stop(run: Run, before: Moment | None, last_leaf_us: int, now: Now) -> Moment | None:
+def heard_stop(
+    run: Run, before: Moment | None, last_leaf_us: int, now: Now, replaced: Sequence[SpecPart] = ()
+) -> Moment | None:
     """When a run stops by what was said about it, on this host's CLOCK_BOOTTIME.
 
     The log names a moment of UTC. A host whose wall clock was set back would stop late by it, so that it is never
@@ -164,13 +171,23 @@ def heard_stop(run: Run, before: Moment | None, last_leaf_us: int, now: Now) -> 
 
     :param before: what was computed before; the same moment keeps its place, whatever the wall clock does since.
     :param last_leaf_us: time of the newest leaf about the run.
+    :param replaced: parts of what runs here that an amendment replaced: it has the notice of a suspension.
     """
+    stops: list[tuple[int, str]] = []
     if run.ended is not None:
-        of_us, why = run.ended.time_us, f"the run was {run.ended.state}: {run.ended.why}"
+        stops.append((run.ended.time_us, f"the run was {run.ended.state}: {run.ended.why}"))
     elif run.stop_at_us is not None:
-        of_us, why = run.stop_at_us, _suspended(run)
-    else:
+        stops.append((run.stop_at_us, _suspended(run)))
+    if replaced:
+        if before is not None and before.why.startswith(_REPLACED):
+            # Whatever is said since, also by the next amendment, puts it off no more.
+            stops.append((before.of_us, before.why))
+        else:
+            notice_us = run.policy.stop.notice_s * SECOND
+            stops.append((last_leaf_us + notice_us, f"{_REPLACED}: {', '.join(replaced)}"))
+    if not stops:
         return None
+    of_us, why = min(stops)
     if before is not None and before.of_us == of_us:
         return before
     notice_us = max(0, of_us - last_leaf_us)
@@ -230,6 +247,9 @@ def moved(before: Bounds | None, now: Bounds, least_us: int) -> bool:
     if before is None or before.ends_us is None or now.ends_us is None or abs(before.ends_us - now.ends_us) >= least_us:
         return before != now
     return msgspec.structs.replace(before, ends_us=now.ends_us) != now
+
+
+_REPLACED: Final = "an amendment replaced what was started"
 
 
 def _suspended(run: Run) -> str:

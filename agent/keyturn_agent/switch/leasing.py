@@ -18,9 +18,10 @@ from keyturn_agent.switch.lease_answer import RETRY_S, NoLease, Note, NotYet, To
 from keyturn_agent.switch.lease_check import AHEAD_US, BehindError, Wanted, check_lease
 from keyturn_agent.switch.lease_state import SECOND, Asked, Holding, Job, Now, Phase, renew_us
 from keyturn_agent.switch.permits import Permits
+from keyturn_agent.switch.spec import still
 from keyturn_agent.switch.timers import Timers
 from keyturn_protocol.canonical import fit_text
-from keyturn_protocol.entry_switch import PermitBody
+from keyturn_protocol.entry_switch import PermitBody, SpecChecks
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.lease import Lease, SignedLease, lease_subject, parse_lease
 from keyturn_protocol.permit import Opened
@@ -55,7 +56,7 @@ class Leasing:
         nonce = secrets.token_hex(32)
         hands = self._jobs.hands
         if hands.writable:
-            hands.write([request(live.job, nonce, first=live.lease is None)])
+            hands.write([request(live.job, nonce, still(live.job.spec, live.replaced), first=live.lease is None)])
         log = self._jobs.store.log
         if not hands.writable:
             # Whose place in the log nobody knows can't be shown to the verifier: it is asked anew once there is room.
@@ -86,10 +87,12 @@ class Leasing:
         self._errands.run(f"lease {live.job.job}", lambda: verifier.lease(origin, seq))
 
     def renew(self, live: Live, now: Now) -> None:
-        """Have the next lease of a job, once it is time for it; not of one that somebody stops."""
+        """Have the next lease of a job, once it is time for it; not of one that somebody stops, nor before an agent
+        that was started again has seen whether somebody does."""
+        due = live.renew_us is not None and now.mono_us >= live.renew_us
         if live.job.asked is not None:
             self.step(live, now)
-        elif live.renew_us is not None and now.mono_us >= live.renew_us and live.heard is None:
+        elif due and live.heard is None and live.opened is not None:
             self.ask(live)
 
     # -- what is answered
@@ -193,8 +196,11 @@ class Leasing:
         live.tell(Told(text=fit_text(f"no lease yet: {why}")))
 
 
-def request(job: Job, nonce: str, *, first: bool = True) -> PermitBody:
-    """The entry that asks for a lease. Hosts of a group begin together; whoever has begun waits for nobody."""
+def request(job: Job, nonce: str, spec: SpecChecks, *, first: bool = True) -> PermitBody:
+    """The entry that asks for a lease. Hosts of a group begin together; whoever has begun waits for nobody.
+
+    :param spec: what is known of what runs, against what is approved now.
+    """
     return PermitBody(
         chips=job.chips,
         group=job.group,
@@ -203,5 +209,5 @@ def request(job: Job, nonce: str, *, first: bool = True) -> PermitBody:
         lineage=job.lineage,
         nonce=nonce,
         run=job.run,
-        spec=job.spec,
+        spec=spec,
     )

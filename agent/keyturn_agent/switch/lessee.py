@@ -191,6 +191,7 @@ class Lessee:
             hosts=ask.hosts,
             chips=chips,
             spec=NOTHING,
+            approved={},
             signal=ask.signal,
             phase="looking",
             asked=None,
@@ -201,7 +202,7 @@ class Lessee:
             why="",
         )
         # Nothing of it is written before it is known to be an entry.
-        check_permit(request(job, "0" * 64))
+        check_permit(request(job, "0" * 64, job.spec))
         live = Live(job, visitor=visitor, ask=ask, digests=digests)
         self._jobs.add(live)
         live.tell(Told(text="looking at the permit" if ask.kind == "run" else "looking at the policy"))

@@ -92,7 +92,7 @@ class Permits:
         if opened.bundle.time_us > now.time_us + AHEAD_US:
             self._jobs.degraded("verifier_time_ahead", f"a leaf of {opened.bundle.time_us}, {now.time_us} here")
         if opened.run is not None:
-            live.heard = heard_stop(opened.run, live.heard, opened.bundle.time_us, now)
+            live.heard = heard_stop(opened.run, live.heard, opened.bundle.time_us, now, live.replaced)
         # The stop first: after a crash between the two nothing is known of a suspension by its epoch alone.
         self._timers.keep(live, now)
         self._pin.take(opened)
@@ -115,5 +115,5 @@ class Permits:
         start = Start(ask.argv, live.digests, {p: d for p, d in ask.told.items() if p not in live.digests})
         checks = check_spec(run.spec, ask.openings, start)
         check_wanted(checks, run.tier.verified, run.spec)
-        live.change(spec=checks)
+        live.change(spec=checks, approved=dict(run.spec))
         live.tell(Told(text=fit_text(f"{run.request.label}: {describe(checks)}")))

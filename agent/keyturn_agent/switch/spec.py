@@ -8,6 +8,8 @@ nobody says anything (*unchecked*), are weaker, and a policy may refuse them. A 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from keyturn_agent.errors import RefusedError
 from keyturn_protocol.entry_switch import Checked, SpecChecks
 from keyturn_protocol.errors import ProtocolError
@@ -76,6 +78,16 @@ def check_wanted(checks: SpecChecks, wanted: Sequence[SpecPart], spec: Mapping[S
     if nothing := [part for part in missing if spec.get(part) is None]:
         hint = f"the request commits to no {' or '.join(nothing)}: it can't be verified"
     raise RefusedError("unverified", f"the policy wants verified here: {', '.join(missing)}", hint=hint)
+
+
+def replaced(approved: Mapping[SpecPart, str | None], spec: Mapping[SpecPart, str | None]) -> list[SpecPart]:
+    """The parts that another spec commits to otherwise than the one with which a start was compared."""
+    return [part for part in SPEC_PARTS if part in approved and approved[part] != spec.get(part)]
+
+
+def still(checks: SpecChecks, other: Sequence[SpecPart]) -> SpecChecks:
+    """What is left of what was checked, once other parts are approved."""
+    return msgspec.structs.replace(checks, **dict.fromkeys(other, "unchecked"))
 
 
 def describe(checks: SpecChecks) -> str:
