@@ -6,7 +6,8 @@
     GET  /v1/logs/<node_id>/<inc>/head       the node's own checkpoint with its receipt (text/plain)
     GET  /v1/nodes, /v1/workloads, /v1/findings      Page of NodeLog, WorkloadTotal, FindingItem; bearer token
     GET  /v1/usage                           Page of UsageRow; bearer token
-    GET  /log/checkpoint, /log/tile/…        the verifier's own log (C2SP tlog-tiles), public
+    GET  /log/checkpoint, /log/tile/<L>/…    the verifier's own log (C2SP tlog-tiles), public
+    GET  /log/tile/entries/…                 its leaves; bearer token
     GET  /healthz                            liveness
 
 Errors are RFC 9457 ``application/problem+json`` bodies with a stable ``code`` out of :class:`ProblemCode`.
@@ -30,6 +31,7 @@ USAGE: Final = "/v1/usage"
 FINDINGS: Final = "/v1/findings"
 HEALTH: Final = "/healthz"
 LOG: Final = "/log"
+ENTRY_BUNDLES: Final = LOG + "/tile/entries"
 
 
 def head_path(node_id: str, incarnation: int) -> str:

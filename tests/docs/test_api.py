@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
 def test_every_curl_example_runs(tmp_path: Path) -> None:
     for program in ("sh", "curl", "tar", "sed"):
         require_program(program)
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     with Verifier(tmp_path) as verifier:
         node = verifier.enrolled(chips=3, usage=3)
         place = {"V": verifier.client.url, "TOKEN": verifier.reader_token(), "NODE": node.name.node_id}

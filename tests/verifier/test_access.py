@@ -1,12 +1,15 @@
-"""Who may do what: every role against every route, from one table."""
+"""Who may do what: every role against every route, from one table; and what is there for those who are nobody."""
 
+import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from keyturn_verifier import operators, tokens
+from keyturn_protocol.tiles import tiles_of
+from keyturn_verifier import operators, tokens, translog
 from keyturn_verifier.db.engine import writing
 from tests.support.node import Node
 from tests.support.office import Office
@@ -52,8 +55,26 @@ ROUTES = [
     ("GET", "/v1/leases/{lease}", SWITCH),
     ("GET", "/v1/replacements", READ),
     ("GET", "/v1/bundle", BUNDLE),
+    ("GET", "/log/tile/entries/000.p/3", READ),
     ("GET", "/metrics", METRICS),
 ]
+NOBODYS_RUN, NOBODYS_NODE = "0" * 64, "0" * 32
+PUBLIC: dict[tuple[str, str], list[bytes | None]] = {
+    ("GET", "/healthz"): [None],
+    ("GET", "/readyz"): [None],
+    ("GET", "/openapi.json"): [None],
+    ("GET", "/log/checkpoint"): [None],
+    ("GET", "/log/{path}"): [None],
+    ("GET", "/v1/authority"): [None],
+    ("GET", "/v1/logs/{node}/{incarnation}/head"): [None],
+    ("GET", "/v1/runs/{run}/permit"): [None],
+    ("POST", "/v1/join"): [b"", b'{"token":"x","vkey":"x"}'],
+    ("POST", "/v1/leases"): [b"", b'{"origin":"%s/node/%s/1","seq":2}' % (DEPLOYMENT.encode(), NOBODYS_NODE.encode())],
+    ("POST", "/v1/runs/{run}/openings"): [b"", b'{"parts":{},"v":1}'],
+    ("POST", "/v1/segments"): [b"", b"x"],
+    ("POST", "/v1/statements"): [b"", b"{}"],
+}
+"""Routes that ask for no token, and bodies that anybody can make up for them."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +94,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Verifier,
         given["run"] = office.approved()
         assert office.give(given["run"], office.openings).status == 204
         given["lease"] = hash_of(host.leased(given["run"]))
+        given["host"], given["chip"] = host.node.name.node_id, host.uuids[0]
+        with writing(verifier.engine) as connection:
+            translog.publish(connection, verifier.keys.log, verifier.clock())
         yield verifier, node, given
 
 
@@ -96,18 +120,45 @@ def test_each_role_may_do_what_the_table_says(
 
 
 def test_the_table_has_every_route_that_asks_for_a_token(served: tuple[Verifier, Node, dict[str, str]]) -> None:
-    from keyturn_verifier.app import create_app
-
-    public = {"/v1/join", "/v1/segments", "/healthz", "/readyz", "/log/checkpoint", "/log/{path}", "/openapi.json"}
-    public |= {"/v1/logs/{node}/{incarnation}/head", "/v1/authority", "/v1/runs/{run}/permit"}
-    served_ones = create_app(served[0].service).openapi()["paths"]
-    paths = [(m.upper(), path) for path, ways in served_ones.items() for m in ways if path not in public]
-    # Statements are posted by anybody, and leases asked for: signatures decide.
-    paths.remove(("POST", "/v1/statements"))
-    paths.remove(("POST", "/v1/leases"))
-    paths.remove(("POST", "/v1/runs/{run}/openings"))
+    document = json.loads(served[0].client.get("/openapi.json").body)["paths"]
+    every = {(m.upper(), path): "security" in says for path, ways in document.items() for m, says in ways.items()}
+    assert {route for route, asks in every.items() if not asks} == set(PUBLIC)
+    paths = [(method, path.replace("{path}", "000/3")) for (method, path), asks in every.items() if asks]
     shapes = [(method, path.partition("?")[0].count("/")) for method, path, _ in ROUTES]
     assert sorted((m, p.count("/")) for m, p in paths) == sorted(shapes)
+
+
+def test_nobody_learns_of_a_run_or_a_node(served: tuple[Verifier, Node, dict[str, str]]) -> None:
+    """What any client gets without a token, of every route and tile, names no run, lease, node or chip.
+
+    A run's hash is the key to its permit, and a node's id with the number of an entry to a lease: :data:`PUBLIC` is
+    safe as long as nothing in it leads to one of them.
+    """
+    verifier, node, given = served
+    names = [given["run"], given["lease"], given["host"], given["chip"], node.name.node_id, "aurora", "language model"]
+    secrets = [name.encode() for name in names]
+    secrets += [bytes.fromhex(name) for name in names if len(name) in (32, 64)]
+    secrets += [base64.b64encode(secret).rstrip(b"=") for secret in secrets]
+
+    size = int(verifier.client.get("/log/checkpoint").body.split(b"\n")[1])
+    leaves = b"".join(verifier.leaves()[:size])
+    assert all(given[what].encode() in leaves for what in ("run", "lease", "host"))  # else this would be about nothing
+    tiles = [tile.path for tile in tiles_of(size)]
+    tiles += ["./" + tiles[0], tiles[0].replace("/", "%2f"), "tile/../" + tiles[0], tiles[0].upper(), "/" + tiles[0]]
+
+    filled = {"run": NOBODYS_RUN, "node": NOBODYS_NODE, "incarnation": "1"}
+    asked: dict[tuple[str, str], list[bytes | None]] = {
+        (method, path): [None if method == "GET" else b"{}"] for method, path, _ in ROUTES if path != "/metrics"
+    }
+    for (method, path), bodies in (asked | PUBLIC).items():
+        for tile in tiles if "{path}" in path else [""]:
+            target = path.format(path=tile, lease=NOBODYS_RUN, **filled)
+            for body in bodies:
+                answer = verifier.client.request(method, target, body)
+                said = answer.body + repr(answer.headers).encode()
+                assert not [secret for secret in secrets if secret in said], (method, target)
+                assert (method, path) in PUBLIC or answer.code == "unauthorized", (method, target, answer)
+                assert "entries" not in target.lower() or answer.status in (401, 404), target
 
 
 def test_metrics_are_for_this_machine_or_a_token(served: tuple[Verifier, Node, dict[str, str]]) -> None:

@@ -55,9 +55,11 @@ def served(verifier: Verifier) -> Checkpoint:
 
 
 def fetch(verifier: Verifier, tile: Tile) -> bytes:
-    answer = verifier.client.get(f"/log/{tile.path}")
+    """A tile; entry bundles with a reader's token, and for no shared cache."""
+    entries = tile.level == ENTRIES
+    answer = verifier.client.get(f"/log/{tile.path}", verifier.reader_token() if entries else None)
     assert answer.status == 200, tile.path
-    assert "immutable" in answer.headers["cache-control"]
+    assert ("no-store" if entries else "immutable") in answer.headers["cache-control"]
     return answer.body
 
 
@@ -107,7 +109,7 @@ def test_partial_tiles_of_older_sizes_stay(verifier: Verifier) -> None:
 )
 def test_beyond_the_checkpoint_there_is_nothing(verifier: Verifier, path: str) -> None:
     grow(verifier, 300)
-    answer = verifier.client.get(f"/log/{path}")
+    answer = verifier.client.get(f"/log/{path}", verifier.reader_token())
     assert (answer.status, answer.code) == (404, "not_found")
     assert "immutable" not in answer.headers["cache-control"]
 

@@ -83,6 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         parameters: dict[str, list[Any]] = {
             **{"run": [run, stopped, asked], "proposal": [proposal], "node": nodes, "incarnation": [1], "start": [0]},
             **{"index": [0], "old_size": [1], "size": [1], "window": [1], "path": ["tile/0/000.p/1"]},
+            "/log/tile/entries/{path} path": ["000.p/1"],
             "/v1/leases/{sha256} sha256": [hash_of(lease) for lease in leases],
             "/v1/statements/{sha256} sha256": [run, office.policy, suspension],
             # Nobody has given any of the one that was only asked for.

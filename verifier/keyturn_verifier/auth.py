@@ -8,10 +8,10 @@
 | review   | yes      |         | yes   |          |
 | metrics  | yes      |         | yes   |          |
 
-*read*: nodes, logs, segments, proofs, workloads, usage, findings, maintenance windows. *bundle*: evidence bundles, each
-of which appends a leaf to the verifier's log. *review*: closing findings, maintenance windows. *switch*: runs, leases,
-openings, statements. Nobody needs a token to sign: a signature says whose it is. Tokens themselves are made, listed and
-revoked on the server's machine.
+*read*: nodes, logs, segments, proofs, workloads, usage, findings, maintenance windows, leaves of the verifier's log.
+*bundle*: evidence bundles, each of which appends a leaf to that log. *review*: closing findings, maintenance windows.
+*switch*: runs, leases, openings, statements. Nobody needs a token to sign: a signature says whose it is. Tokens
+themselves are made, listed and revoked on the server's machine.
 """
 
 import hmac

@@ -108,6 +108,7 @@ _LISTED: Final[dict[str, Says]] = {
         public=True,
     ),
     f"GET {api.LOG}/checkpoint": Says(PLAIN_TYPE, (C.NOT_FOUND,), public=True),
+    f"GET {api.ENTRY_BUNDLES}/{{path}}": Says("application/octet-stream", (C.NOT_FOUND,)),
     f"GET {api.LOG}/{{path}}": Says("application/octet-stream", (C.NOT_FOUND,), public=True),
     f"GET {api.HEALTH}": Says(_JSON, public=True),
     f"GET {api_read.READY}": Says(_JSON, public=True),

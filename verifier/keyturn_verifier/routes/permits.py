@@ -1,4 +1,7 @@
-"""What hosts ask for about a run, and wait for: the permit bundle. A run's hash, which nobody can guess, is the key."""
+"""What hosts ask for about a run, and wait for: the permit bundle.
+
+A run's hash is the key: nobody can guess it, and no public route may show it (docs/adr/0011).
+"""
 
 import asyncio
 from typing import Annotated, Final
