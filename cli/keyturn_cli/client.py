@@ -77,7 +77,7 @@ class Client:
 
     def one(self, path: str, kind: type[T], **query: str) -> T:
         """One value."""
-        target = f"{path}?{urlencode(query)}" if query else path
+        target = f"{path}?{_encoded(query)}" if query else path
         return self._parsed(target, self._get(target), kind)
 
     def content(self, path: str, limit: int | None = None) -> bytes:
@@ -99,7 +99,7 @@ class Client:
 
     def stream(self, path: str, **query: str) -> Iterator[bytes]:
         """A long answer, piece by piece."""
-        with self._asked(f"{path}?{urlencode(query)}") as response:
+        with self._asked(f"{path}?{_encoded(query)}") as response:
             if response.status != 200:
                 raise self._refused(response, _bounded(response))
             yield from response.stream(1 << 18, decode_content=False)
@@ -122,7 +122,7 @@ class Client:
             asked = dict(query, limit=str(PAGE_ITEMS if left is None else min(left, PAGE_ITEMS)))
             if after is not None:
                 asked["after"] = after
-            page = self._page(f"{path}?{urlencode(asked)}", kind)
+            page = self._page(f"{path}?{_encoded(asked)}", kind)
             yield from page.items if left is None else page.items[:left]
             left = None if left is None else left - len(page.items)
             if page.next is None or (left is not None and left <= 0):
@@ -214,6 +214,17 @@ class Client:
 
     def _broken(self, target: str, why: str) -> CliError:
         return CliError(f"{self.base}{target}: not a list as this version knows it: {why}", exit=Exit.UNDECIDED)
+
+
+def _encoded(query: Mapping[str, str]) -> str:
+    """A query as it stands in a URL.
+
+    :raises CliError: bytes of the command line that are no UTF-8.
+    """
+    try:
+        return urlencode(query)
+    except UnicodeEncodeError as error:
+        raise CliError(f"not UTF-8: {error.object!a}", exit=Exit.USAGE) from None
 
 
 def _explained(problem: Problem) -> str | None:

@@ -1,4 +1,4 @@
-"""Moments, budgets and hashes as people type them."""
+"""Moments, budgets, hashes and nodes as people type them."""
 
 import math
 import re
@@ -61,6 +61,18 @@ def digest_of(where: str, text: str) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", bare) is None:
         raise _not(where, "64 lower-case hex digits", text)
     return bare
+
+
+def node_of(where: str, text: str) -> str:
+    """A node's id.
+
+    :raises CliError: something else.
+    """
+    if re.fullmatch(r"[0-9a-f]{32}", text) is None:
+        raise CliError(
+            f"{where}: expected 32 hex digits, got {text!r}", exit=Exit.USAGE, hint="keyturn nodes lists them"
+        )
+    return text
 
 
 def _not(where: str, expected: str, got: Any) -> CliError:

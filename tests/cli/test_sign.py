@@ -157,6 +157,30 @@ def test_what_nobody_should_sign_is_not_made(keyturn: Cli, tmp_path: Path, old: 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "wrong"),
+    [
+        ("zz", "yy", "OLD: expected 32 hex digits, got 'zz'"),
+        (OLD, "yy", "NEW: expected 32 hex digits, got 'yy'"),
+        (OLD.upper()[:-1] + "A", NEW, "OLD: expected 32 hex digits"),
+    ],
+)
+def test_a_node_that_is_none_is_named(keyturn: Cli, tmp_path: Path, old: str, new: str, wrong: str) -> None:
+    code, out, err = keyturn("replace", old, new, *SAID, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"keyturn: error: {wrong}")
+
+
+def test_a_replacement_as_json(keyturn: Cli, tmp_path: Path) -> None:
+    key, _ = made(keyturn, tmp_path)
+    for more, signed in (((), 0), (("--key", key), 1)):
+        path = tmp_path / f"out-{signed}"
+        code, out, err = keyturn("replace", OLD, NEW, *SAID, *more, "--out", path, "--json")
+        assert (code, err) == (0, "")
+        digest = json.loads(keyturn("statement", path, "--json")[1])["sha256"]
+        assert json.loads(out) == {"kind": "replacement", "sha256": digest, "signed": signed}
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b"null", b"\xff", b'{"type":"wish"}', b'{"payload":"","signatures":[]}'])
 def test_what_is_no_statement_is_not_signed(keyturn: Cli, tmp_path: Path, data: bytes) -> None:
     key, _ = made(keyturn, tmp_path)

@@ -5,13 +5,17 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from keyturn_cli.main import app
 from tests.support.documents import code_of, markdown_files, name_of
 from tests.support.optional import require
 from tests.support.paths import REPO
 
+START_SWITCH = REPO / "docs" / "start-switch.md"
 PROGRAMS = ("keyturn-agent", "keyturn-gate", "keyturn-verifier", "keyturn")
 
 
@@ -47,6 +51,18 @@ def test_commands_named_in_documents_exist(path: Path, program: str, command: st
     assert re.search(rf"(?<![\w-]){re.escape(command)}(?![\w-])", help_of(program)), (
         f"{name_of(path)} names `{program} {command}`; {program} --help doesn't"
     )
+
+
+def without_json(command: Any, name: str = "") -> list[str]:
+    """The commands of ``keyturn`` that have no ``--json``."""
+    if (inner := getattr(command, "commands", None)) is not None:
+        return [found for word, one in inner.items() for found in without_json(one, f"{name} {word}".strip())]
+    return [] if any("--json" in one.opts for one in command.params) else [name]
+
+
+def test_every_command_but_those_that_the_page_names_takes_json() -> None:
+    (named,) = re.findall(r"All commands but `(\w+)`, which prints bytes, take `--json`", START_SWITCH.read_text())
+    assert without_json(typer.main.get_command(app)) == [named]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -19,6 +19,7 @@ from keyturn_cli.commands.read import (
     read_token,
 )
 from keyturn_cli.commands.signed import source, whose
+from keyturn_cli.commands.typed import text
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.inbox import Waiting, waiting
 from keyturn_cli.layout import Rows
@@ -126,7 +127,9 @@ def bundle(
     trust: Annotated[
         Path | None, typer.Option("--trust", metavar="FILE", help="of evidence: check whose bundle it is")
     ] = None,
-    case: Annotated[str | None, typer.Option("--case", help="of evidence: a note for the manifest")] = None,
+    case: Annotated[
+        str | None, typer.Option("--case", callback=text, help="of evidence: a note for the manifest")
+    ] = None,
     token: TokenOption = None,
     token_file: TokenFileOption = None,
     json: JsonOption = False,

@@ -18,7 +18,9 @@ from keyturn_cli.commands.read import (
     hour,
     read_token,
 )
+from keyturn_cli.commands.typed import ReasonOption, text
 from keyturn_cli.errors import CliError, Exit
+from keyturn_cli.moments import node_of
 from keyturn_cli.output import clean, note, print_json, results
 from keyturn_protocol import api, api_read
 from keyturn_protocol.findings import FindingCode
@@ -26,7 +28,6 @@ from keyturn_protocol.merkle import verify_consistency, verify_inclusion
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="a node's id, 32 hex digits")]
 LogArgument = Annotated[int, typer.Argument(metavar="LOG", min=1, help="the log's number, from 1")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="for whoever reads it later")]
 FromOption = Annotated[str, typer.Option("--from", metavar="DATE", help="2026-01-31 or 2026-01-31T08Z")]
 ToOption = Annotated[str, typer.Option("--to", metavar="DATE", help="as --from; not included")]
 
@@ -171,7 +172,7 @@ def announce(
     end: ToOption,
     reason: ReasonOption,
     node: Annotated[str | None, typer.Option("--node", help="on one node")] = None,
-    site: Annotated[str | None, typer.Option("--site", help="on one site; default: everywhere")] = None,
+    site: Annotated[str | None, typer.Option("--site", callback=text, help="on one site; default: everywhere")] = None,
     token: TokenOption = None,
     token_file: TokenFileOption = None,
     json: JsonOption = False,
@@ -251,6 +252,4 @@ def _list(items: list[Any], table: Callable[[list[Any]], Any], json: bool) -> in
 
 
 def _hex(node: str) -> str:
-    if len(node) != 32 or set(node) - set("0123456789abcdef"):
-        raise CliError(f"NODE: must be 32 hex digits (got {node})", exit=Exit.USAGE, hint="keyturn nodes lists them")
-    return node
+    return node_of("NODE", node)

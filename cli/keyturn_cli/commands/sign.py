@@ -19,14 +19,25 @@ from keyturn_cli.commands.read import (
     VerifierOption,
     read_token,
 )
-from keyturn_cli.commands.signed import check_way, confirm, deliver, print_taken, show_screen, signed, source
+from keyturn_cli.commands.signed import (
+    check_way,
+    confirm,
+    deliver,
+    print_taken,
+    show_screen,
+    signed,
+    source,
+    write_statement,
+)
+from keyturn_cli.commands.typed import ReasonOption
 from keyturn_cli.errors import CliError, Exit
+from keyturn_cli.moments import node_of
 from keyturn_cli.output import clean, note, print_json, results
 from keyturn_cli.permits import read_openings
 from keyturn_cli.seen import Memory
 from keyturn_cli.sent import send as give
 from keyturn_cli.signing import read_key
-from keyturn_cli.statement_files import read_statement, unsigned, write_new
+from keyturn_cli.statement_files import read_statement, unsigned
 from keyturn_cli.units import moment
 from keyturn_protocol import api, api_read
 from keyturn_protocol.api_switch import openings_path
@@ -50,7 +61,7 @@ def replace(
     old: Annotated[str, typer.Argument(metavar="OLD", help="the node that the host was")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="the node that it is, as keyturn-agent enroll prints it")],
     deployment: Annotated[str, typer.Option("--deployment", metavar="NAME", help="such as keyturn.example.org")],
-    reason: Annotated[str, typer.Option("--reason", help="for whoever reads it later")],
+    reason: ReasonOption,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="a file that isn't there yet")],
     key: Annotated[
         Path | None, typer.Option("--key", metavar="FILE", help="sign with it; without: keyturn sign does, later")
@@ -58,25 +69,21 @@ def replace(
     root: RootOption = None,
     bundle: BundleOption = None,
     verifier: VerifierMaybe = None,
+    json: JsonOption = False,
 ) -> int:
     """Say that a host was set up again: node NEW goes on where node OLD ended.
 
     Where there is a root (--root), it is said under the one in force, as a bundle or the verifier shows it.
     """
+    nodes = {"old": node_of("OLD", old), "new": node_of("NEW", new)}
     under = None
     if root is not None:
         with source(Acting(root=root, bundle=bundle, verifier=verifier)) as where:
             under = where.view(None).standing.hash
     now_us = time.time_ns() // 1_000
-    envelope = unsigned(
-        Replacement(v=1, deployment=deployment, root=under, time_us=now_us, old=old, new=new, reason=reason)
-    )
-    if key is None:
-        write_new(out, envelope.payload)
-        note(f"{out}: not signed yet; keyturn sign {out} --key FILE --out STATEMENT does that")
-        return Exit.FINE
-    write_new(out, read_key(key).sign(envelope).to_bytes())
-    note(f"{out}: signed, hash {envelope.hash.hex()}")
+    said = Replacement(v=1, deployment=deployment, root=under, time_us=now_us, reason=reason, **nodes)
+    envelope = unsigned(said)
+    write_statement(out, envelope if key is None else read_key(key).sign(envelope), json)
     return Exit.FINE
 
 

@@ -250,17 +250,23 @@ def print_taken(item: StatementItem, json: bool) -> None:
         note(f"{item.kind} {item.sha256} is leaf {item.index} of the verifier's log")
 
 
+def write_statement(out: Path, envelope: Envelope, json: bool) -> None:
+    """Write a statement, signed or not, and say what comes next."""
+    digest = envelope.hash.hex()
+    write_new(out, to_file(envelope))
+    if json:
+        print_json({"kind": envelope.kind, "sha256": digest, "signed": len(envelope.signatures)})
+    elif envelope.signatures:
+        note(f"{out}: signed, hash {digest}; keyturn statement send {out} gives it to a verifier")
+    else:
+        note(f"{out}: not signed yet; keyturn sign {out} --key FILE --out STATEMENT does that")
+
+
 def deliver(where: Source, envelope: Envelope) -> int:
     """Write the statement, or give it to the verifier."""
-    given, digest = where.given, envelope.hash.hex()
+    given = where.given
     if given.out is not None:
-        write_new(given.out, to_file(envelope))
-        if given.json:
-            print_json({"kind": envelope.kind, "sha256": digest, "signed": len(envelope.signatures)})
-        elif envelope.signatures:
-            note(f"{given.out}: signed, hash {digest}; keyturn statement send {given.out} gives it to a verifier")
-        else:
-            note(f"{given.out}: not signed yet; keyturn sign {given.out} --key FILE --out STATEMENT does that")
+        write_statement(given.out, envelope, given.json)
         return Exit.FINE
     print_taken(send(where.verifier(), where.memory.sent, envelope), given.json)
     return Exit.FINE

@@ -9,6 +9,7 @@ import typer
 from keyturn_cli import drafts
 from keyturn_cli.commands.acting import Acting, acting
 from keyturn_cli.commands.signed import perform
+from keyturn_cli.commands.typed import ReasonMaybe, ReasonOption
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.moments import moment_us, tflop
 from keyturn_cli.permits import View
@@ -18,8 +19,6 @@ from keyturn_protocol.runs import Decision, Narrowing, Resume, Revoke, RunStatem
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="RUN", help="its hash or how it begins, as r-7f3a81c2; a bundle names its own")
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", help="for whoever reads it later")]
-ReasonMaybe = Annotated[str, typer.Option("--reason", help="for whoever reads it later")]
 OnOption = Annotated[
     str | None, typer.Option("--on", metavar="HASH", help="a proposal or suspension of the run, or how its hash begins")
 ]
