@@ -229,7 +229,12 @@ class Gate:
                     self._keeper.move(moved(grant, Phase.KILLED, now_us))
                     self._keeper.note("killed", grant.job, f"SIGKILL to {left} processes: {grant.why}")
             case Step.SURVIVORS:
-                self._keeper.note("survivors", grant.job, f"{left} processes outlive SIGKILL")
+                more = (
+                    " that are seen, in more groups than are looked into"
+                    if grant.target is not None and processes.hides(grant.target)
+                    else ""
+                )
+                self._keeper.note("survivors", grant.job, f"{left} processes{more} outlive SIGKILL")
                 self._end(grant, "over; some of it can't be killed")
             case Step.END:
                 self._end(grant, "over")

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from keyturn_gate.messages import Target
 _PROC: Final = Path("/proc")
 _SLICE: Final = ".slice"
 _GROUPS: Final = 10_000
-"""Sub-groups that are looked into."""
+"""Sub-groups that are looked into: whoever makes more is taken to be in one of them."""
 
 
 def check(target: Target) -> None:
@@ -47,9 +48,14 @@ def count(target: Target) -> int:
 
 
 def some(target: Target) -> bool:
-    """Whether there are any; cheap while the first one is there."""
+    """Whether there are any; cheap while the first one is there. More sub-groups than are looked into hide some."""
     stat = _stat(target.pid)
-    return (stat is not None and stat[2] == target.start and stat[3]) or bool(members(target))
+    return (stat is not None and stat[2] == target.start and stat[3]) or bool(members(target)) or hides(target)
+
+
+def hides(target: Target) -> bool:
+    """Whether it has more sub-groups than are looked into."""
+    return target.cgroup is not None and len(_groups(Path(target.cgroup))) == _GROUPS
 
 
 def members(target: Target) -> list[int]:
@@ -133,12 +139,9 @@ def _mounts() -> set[Path]:
     return found
 
 
-def _groups(folder: Path) -> Iterator[Path]:
-    """A group and all below it."""
-    for number, (here, _, _) in enumerate(os.walk(folder)):
-        if number >= _GROUPS:
-            return
-        yield Path(here)
+def _groups(folder: Path) -> list[Path]:
+    """A group and all below it, so many at most."""
+    return [Path(here) for here, _, _ in islice(os.walk(folder), _GROUPS)]
 
 
 def _procs(folder: Path) -> list[int]:

@@ -196,3 +196,18 @@ def test_a_session_whose_number_is_somebody_elses_by_now_is_left_alone(begin: Be
     before = msgspec.structs.replace(target, start=target.start - 1)
     assert processes.members(before) == []
     assert not processes.some(before)
+
+
+def test_more_groups_than_are_looked_into_are_never_nobody(
+    begin: Begin, group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes that many can be in any of them: the run isn't over before its time."""
+    run = begin("echo ready; exec sleep 1000", group)
+    target = msgspec.convert(run.target, Target)
+    run.close()
+    assert not processes.some(target)
+    for number in range(3):
+        (group / f"below{number}").mkdir()
+    assert not processes.some(target)
+    monkeypatch.setattr(processes, "_GROUPS", 3)
+    assert processes.some(target)
