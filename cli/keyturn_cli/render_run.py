@@ -9,7 +9,7 @@ from keyturn_cli.output import clean, named
 from keyturn_cli.permits import Event, View
 from keyturn_cli.switch_text import ALONE, groups, short, short_of
 from keyturn_cli.units import Rounding, count, duration, flop_of, moment, scientific, span
-from keyturn_protocol.api_switch import RunView
+from keyturn_protocol.api_switch import RUN_FINDINGS, RunView
 from keyturn_protocol.lifecycle import Open, Run, State, progress, state
 from keyturn_protocol.openings import Openings
 from keyturn_protocol.policy import Policy
@@ -85,7 +85,11 @@ def findings(lines: Lines, served: RunView) -> None:
         label = "findings" if at == 0 else ""
         lines.add(label, f"{one.severity}: {one.code}: {clean(one.detail)}", style="yellow")
     if len(served.findings) > FINDINGS:
-        lines.add("", f"and {len(served.findings) - FINDINGS:,} more: --json lists them")
+        left = len(served.findings) - FINDINGS
+        text = f"{left:,} more: --json lists them"
+        if len(served.findings) >= RUN_FINDINGS:
+            text = f"{left:,} or more: --json lists so many, keyturn findings all of them"
+        lines.add("", f"and {text}")
 
 
 def flop(tflop: int, rounding: Rounding = "up") -> str:

@@ -34,6 +34,8 @@ WAIT_S: Final = 60
 """The longest that a request waits for news."""
 EVENTS: Final = 256
 """The newest statements about a run that a view of it shows; ``/v1/statements?run=`` has all of them."""
+RUN_FINDINGS: Final = 256
+"""The gravest findings about a run that a view of it shows; where there are so many there may be more."""
 
 
 def permit_path(run: str) -> str:
@@ -180,6 +182,8 @@ class RunView(RunItem, frozen=True, kw_only=True):
     events: list[RunEvent]
     """The newest :data:`EVENTS`, oldest first."""
     findings: list[FindingItem]
+    """The gravest :data:`RUN_FINDINGS` of the logs that hold its leases, from the first of them on: what they said of
+    leases, what is stored, gaps, chips that two nodes claim. ``/v1/findings`` has what only totals show."""
 
 
 class LeaseItem(Record, frozen=True, kw_only=True):

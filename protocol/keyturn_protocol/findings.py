@@ -157,9 +157,14 @@ def finding(
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """Sorted for people and for comparison: severity first, then log, entry and time."""
-    return sorted(
-        findings,
-        key=lambda f: (_RANK[f.severity], f.code, f.origin, f.seq or 0, f.from_us or 0, f.to_us or 0, f.detail),
+    return sorted(findings, key=rank)
+
+
+def rank(one: Finding) -> tuple[int, str, str, int, int, int, str]:
+    """By what :func:`ranked` sorts."""
+    return (
+        *(_RANK[one.severity], one.code, one.origin),
+        *(one.seq or 0, one.from_us or 0, one.to_us or 0, one.detail),
     )
 
 

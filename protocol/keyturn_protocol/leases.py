@@ -12,6 +12,7 @@ one could still spend is written off. Everything here is a fold over leaves of t
 step costs more for how many there were.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
@@ -73,6 +74,11 @@ class Ledger:
         """An account as it is; an empty one if there is none."""
         found = self.subjects.get(subject)
         return (found.accounts.get(origin) if found else None) or Account()
+
+    def accounts(self, subject: str) -> Mapping[Origin, Account]:
+        """By log."""
+        found = self.subjects.get(subject)
+        return found.accounts if found else {}
 
     def charged_tflop(self, subject: str) -> int:
         """What counts as charged by all logs, as far as they said so; and what was written off."""

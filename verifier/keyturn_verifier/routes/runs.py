@@ -6,8 +6,9 @@ from fastapi import APIRouter, Query, Response
 
 from keyturn_protocol.api import PAGE_ITEMS, ProblemCode
 from keyturn_protocol.api_switch import RUNS, RunItem
+from keyturn_protocol.chips import chip_table
 from keyturn_protocol.lifecycle import State
-from keyturn_verifier import runs, translog
+from keyturn_verifier import run_findings, runs, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.problems import Refusal
@@ -55,8 +56,10 @@ def router(service: Service) -> APIRouter:
                 if found is None:
                     raise Refusal(ProblemCode.NOT_FOUND, f"no run {run} is here")
                 wrong = service.switch.findings()
+                ends = run_findings.ends_us(switch.ledger.accounts(run))
             about = runs.leases_of(connection, run, {lease for lease, _ in wrong})
-            findings = [item(each) for lease, each in wrong if lease in about]
+            said = [each for lease, each in wrong if lease in about]
+            findings = [item(one) for one in run_findings.of_run(connection, run, ends, said, now_us, chip_table())]
             with service.switch.caught_up(connection, 0) as switch:
                 return one(runs.view(switch, found, service.switch.requested(run), now_us, events, findings))
 
