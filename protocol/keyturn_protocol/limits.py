@@ -82,6 +82,12 @@ CALLS: Final = 64
 """Suspensions of one run by one person that are in force at once."""
 PENDING: Final = 64
 """Requests of one person that nobody has decided yet."""
+ASKED_US: Final = 86_400_000_000
+"""Within this time, one person's requests are ASKED_BYTES at most, however they end: they are kept for good."""
+ASKED_BYTES: Final = PENDING * STATEMENT_BYTES
+"""In bytes of payload. As many of the largest ones as may be pending."""
+ASKED_LEAST_BYTES: Final = 16 * 1024
+"""What each request counts at least: 1,024 of them in a day."""
 PERMIT_BUNDLE_BYTES: Final = 16 * 1024 * 1024
 """Every root and policy, and all that was said about one run."""
 TOML_BYTES: Final = 1024 * 1024

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from keyturn_protocol.advance import advance, open_run, under_policy, under_root
+from keyturn_protocol.asking import Recent, asked_lately
 from keyturn_protocol.authority import Authority, Logged, Why, refuse
 from keyturn_protocol.claims import Claims, check_claims
 from keyturn_protocol.dsse import Envelope, verify
@@ -53,8 +54,11 @@ class Switch:
         self.index = -1
         """Of the last leaf taken."""
         self._subjects: dict[str, str] = {}
-        self._open: set[str] = set()
-        """Runs that may still change when a root or a policy does."""
+        self._open: dict[str, set[str]] = {}
+        """Requester → its runs that may still change when a root or a policy does. One that nobody ended, but time,
+        leaves when its requester asks again."""
+        self._asked: dict[str, Recent] = {}
+        """Requester → what it asked for within a day before it asked last."""
         self._said: set[bytes] = set()
         """Hashes of all statements so far: said once, counted once."""
 
@@ -62,6 +66,11 @@ class Switch:
     def standing(self) -> Standing | None:
         """The root in force, if there is one."""
         return self.authority.roots[-1][1] if self.authority.roots else None
+
+    @property
+    def open_runs(self) -> frozenset[str]:
+        """Runs that another root or policy may still change, by hash; some whose time is over may be among them."""
+        return frozenset().union(*self._open.values())
 
     def run_of(self, subject: str) -> Run:
         """The run of a request, a proposal or a suspension.
@@ -110,11 +119,18 @@ class Switch:
         self.runs.update(change.runs)
         self._subjects.update(change.subjects)
         self._said.add(bytes.fromhex(logged.hash))
-        self._open.update(change.runs)
-        if isinstance(logged.statement, Replacement):
-            self.replace(logged.statement)
-        if isinstance(logged.statement, (Root, Policy)):
-            self._open = {digest for digest in self._open if self._alive(digest, logged.time_us)}
+        self._sort_out(change.runs)
+        match logged.statement:
+            case Replacement() as said:
+                self.replace(said)
+            case Request(requester=requester):
+                self._asked[requester] = asked_lately(self._asked.get(requester, ()), requester, logged)
+                self._forget_lapsed(requester, logged.time_us)
+            case Root() | Policy():
+                for requester in list(self._open):
+                    self._forget_lapsed(requester, logged.time_us)
+            case _:
+                pass
         self.index = logged.index
 
     def take(self, logged: Logged) -> None:
@@ -185,12 +201,26 @@ class Switch:
         if index <= self.index:
             raise ValueError(f"leaf {index} after leaf {self.index}")
 
-    def _alive(self, digest: str, at_us: int) -> bool:
-        return state(self.runs[digest], at_us) in ALIVE
+    def _sort_out(self, changed: Mapping[str, Run]) -> None:
+        """Runs that somebody ended are open no more; others that changed are."""
+        for digest, run in changed.items():
+            mine = self._open.setdefault(run.request.requester, set())
+            if run.ended is None:
+                mine.add(digest)
+            else:
+                mine.discard(digest)
+
+    def _forget_lapsed(self, requester: str, at_us: int) -> None:
+        """Runs whose time is over are open no more: no statement says so."""
+        left = {digest for digest in self._open.get(requester, ()) if state(self.runs[digest], at_us) in ALIVE}
+        if left:
+            self._open[requester] = left
+        else:
+            self._open.pop(requester, None)
 
     def _next(self, statement: Root | Policy, logged: Logged) -> Change:
         """Another root or policy, and what it does to every run that isn't over."""
-        open_runs = {digest: self.runs[digest] for digest in self._open}
+        open_runs = {digest: self.runs[digest] for digest in self.open_runs}
         if isinstance(statement, Root):
             authority = self.authority.with_root(logged)
             after = {
@@ -204,9 +234,10 @@ class Switch:
 
     def _request(self, request: Request, logged: Logged) -> Change:
         run = open_run(self.authority, logged)
-        mine = (self.runs[digest] for digest in self._open if self.runs[digest].request.requester == request.requester)
+        mine = (self.runs[digest] for digest in self._open.get(request.requester, ()))
         if sum(state(one, logged.time_us) is State.PENDING for one in mine) >= PENDING:
             raise refuse(Why.TOO_MUCH, "has so many requests pending", expected=f"<= {PENDING}", got=request.requester)
+        asked_lately(self._asked.get(request.requester, ()), request.requester, logged)
         return Change(self.authority, {run.hash: run})
 
     def _about(self, run: Run, logged: Logged) -> Change:

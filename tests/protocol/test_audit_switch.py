@@ -4,14 +4,16 @@ from typing import Any
 
 import pytest
 
+from keyturn_protocol import asking as asking_rules
 from keyturn_protocol.audit import Report, audit
 from keyturn_protocol.bundle import lease_path, statement_path
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.lease import parse_lease
 from keyturn_protocol.leaves import StatementBody
+from keyturn_protocol.limits import ASKED_LEAST_BYTES
 from keyturn_protocol.permit import Said, Start
 from keyturn_protocol.root import Services
-from keyturn_protocol.runs import Suspend
+from keyturn_protocol.runs import Suspend, Withdraw
 from keyturn_protocol.statements import Replacement
 from tests.protocol.test_links import World as Nodes
 from tests.protocol.test_links import X
@@ -125,6 +127,19 @@ def test_a_dropped_veto() -> None:
     refused(bundle, hall.root, "over: the run is denied")
     refused(bundle.drop(statement_path(veto)), hall.root, "file is missing")
     refused(bundle.drop(statement_path(veto)).rehashed(), hall.root, f"{statement_path(veto)}: statement of leaf")
+
+
+def test_more_requests_than_one_person_may_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verifier took one more; none of them is pending."""
+    site, hall = begun()
+    monkeypatch.setattr(asking_rules, "ASKED_BYTES", 3 * ASKED_LEAST_BYTES)
+    for at in range(3):
+        run = hall.say(hall.request(nonce=f"{at:064x}"), "lab-a/ada")
+        hall.say(Withdraw(**hall.common(subject=run, person="lab-a/ada", reason="")), "lab-a/ada")
+    taken(site, hall)
+    assert check(site.export(), hall.root).outcome == "pass"
+    site.say(envelope(hall.request(nonce="f" * 64), "lab-a/ada").to_bytes())
+    refused(site.export(), hall.root, "asked for too much within 24 h")
 
 
 def test_a_suspension_that_was_ignored() -> None:

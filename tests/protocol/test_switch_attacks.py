@@ -3,6 +3,7 @@
 import base64
 from copy import copy
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,15 @@ from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.dsse import Envelope, parse_envelope
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.lifecycle import State
-from keyturn_protocol.limits import ENVELOPE_BYTES, PENDING, PERSONS, SAID_BYTES, STATEMENT_BYTES
+from keyturn_protocol.limits import (
+    ASKED_BYTES,
+    ASKED_LEAST_BYTES,
+    ENVELOPE_BYTES,
+    PENDING,
+    PERSONS,
+    SAID_BYTES,
+    STATEMENT_BYTES,
+)
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.root import CLASSES, Party, Threshold, Thresholds
 from keyturn_protocol.runs import Suspend, Withdraw
@@ -20,8 +29,10 @@ from tests.support.assembly import Assembly
 from tests.support.hosts import Key
 from tests.support.parties import (
     BEGIN,
+    DAY,
     NAME,
     PEOPLE,
+    SECOND,
     changed,
     envelope,
     person,
@@ -259,6 +270,56 @@ def test_requests_without_end() -> None:
         Withdraw(**hall.common(subject=hall.said[2].envelope.hash.hex(), person="lab-a/ada", reason="")), "lab-a/ada"
     )
     hall.say(hall.request(nonce="e" * 64), "lab-a/ada")
+
+
+def withdrawn(hall: Assembly, at: int, **changes: Any) -> Why | None:
+    """Somebody asks for a run and takes it back, within two seconds; returns why it is refused."""
+    said = hall.request(nonce=f"{at:064x}", **changes)
+    if refusal := why(hall, said, said.requester):
+        return refusal
+    hall.now_us -= 59 * SECOND
+    subject = hall.said[-1].envelope.hash.hex()
+    hall.say(Withdraw(**hall.common(subject=subject, person=said.requester, reason="")), said.requester)
+    hall.now_us -= 59 * SECOND
+    return None
+
+
+def test_requests_that_are_withdrawn_at_once() -> None:
+    """So many in a day, although none of them is pending; what is over is no work for the next root either."""
+    hall = Assembly()
+    begin_us = hall.now_us
+    taken = next(at for at in count() if withdrawn(hall, at))
+    assert taken == ASKED_BYTES // ASKED_LEAST_BYTES
+    assert hall.switch.open_runs == frozenset()
+    refused(hall, Why.TOO_MUCH, hall.request(nonce="e" * 64), "lab-a/ada")
+    other = hall.say(hall.request(nonce="f" * 64, requester="lab-a/bob"), "lab-a/bob")
+    assert hall.switch.open_runs == {other}
+    hall.now_us = begin_us + DAY - 1
+    refused(hall, Why.TOO_MUCH, hall.request(nonce="e" * 64), "lab-a/ada")
+    hall.now_us = begin_us + DAY
+    hall.say(hall.request(nonce="e" * 64), "lab-a/ada")
+    hall.now_us = begin_us + DAY + SECOND  # the second one was two seconds after the first
+    refused(hall, Why.TOO_MUCH, hall.request(nonce="d" * 64), "lab-a/ada")
+
+
+def test_large_requests_that_are_withdrawn_at_once() -> None:
+    """Bytes count: of the largest ones as many as may be pending."""
+    hall = Assembly()
+    large = scope(chip_uuids=[f"GPU-{at:056}" for at in range(4_096)], chips=4_096)
+    taken = next(at for at in count() if withdrawn(hall, at, scope=large))
+    size = len(format_statement(hall.request(scope=large)))
+    assert size > STATEMENT_BYTES * 0.9
+    assert taken == ASKED_BYTES // size
+
+
+def test_a_run_that_nobody_decided_in_time_is_open_until_its_requester_asks_again() -> None:
+    hall, run = asked()
+    kept = hall.approved("3" * 64)
+    assert hall.switch.open_runs == {run, kept}
+    hall.now_us += 8 * DAY
+    assert hall.state(run) is State.LAPSED
+    other = hall.say(hall.request(nonce="f" * 64), "lab-a/ada")
+    assert hall.switch.open_runs == {kept, other}
 
 
 def test_suspensions_without_end() -> None:

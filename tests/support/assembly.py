@@ -68,8 +68,8 @@ class Assembly:
         fields = {"subject": subject, "person": who, "verdict": verdict, "narrowing": None, "reason": reason}
         return Decision(**self.common(**fields | changes))
 
-    def approved(self) -> str:
-        run = self.say(self.request(), "lab-a/ada")
+    def approved(self, nonce: str = "4" * 64) -> str:
+        run = self.say(self.request(nonce=nonce), "lab-a/ada")
         for who in ("lab-a/bob", "operator-b/eve", "office/ivy"):
             self.say(self.decision(run, who), who)
         return run

@@ -103,8 +103,10 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "keyturn-agent status on that host; once its log reaches the verifier, the next lease comes by itself.",
     ),
     Why.TOO_MUCH: (
-        "One person said more about this run than others have to keep, or has too many requests pending.",
-        "Withdraw what isn't meant any more. A veto or a suspension is always taken.",
+        "One person said more about this run than others have to keep, has too many requests pending, or asked for too"
+        " much within a day.",
+        "Withdraw what isn't meant any more; what was asked for within 24 h counts nevertheless. A veto or a"
+        " suspension is always taken.",
     ),
     Why.SAID_BEFORE: (
         "The very same statement is in the log already, and counts once.",
