@@ -6,7 +6,9 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from keyturn_agent.cli_values import natural, positive
 from keyturn_agent.client import HttpVerifier
@@ -15,7 +17,7 @@ from keyturn_agent.courier import Courier
 from keyturn_agent.errors import UsageError
 from keyturn_agent.ports import Clock
 from keyturn_agent.store import Store
-from keyturn_agent.switch.asking import Ask
+from keyturn_agent.switch.asking import Ask, line, to_agent
 from keyturn_agent.switch.door import Door
 from keyturn_agent.switch.errands import Threads
 from keyturn_agent.switch.exec import Command, execute
@@ -24,11 +26,12 @@ from keyturn_agent.switch.gatelink import SOCKET as GATE_SOCKET
 from keyturn_agent.switch.gatelink import GateLink
 from keyturn_agent.switch.lessee import Lessee
 from keyturn_agent.switch.pin import Pin
-from keyturn_protocol.entry_switch import LeaseKind
+from keyturn_protocol.canonical import Text
+from keyturn_protocol.entry_switch import LeaseKind, Lineage
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.limits import OPENINGS_BYTES
+from keyturn_protocol.limits import OPENINGS_BYTES, TEXT_CHARS
 from keyturn_protocol.openings import Openings, parse_openings
-from keyturn_protocol.values import SpecPart
+from keyturn_protocol.values import ChipUuid, SpecPart
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -37,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 EXEC_SOCKET: Final = Path("/run/keyturn-agent/exec.sock")
 SOCKET_ENV: Final = "KEYTURN_EXEC_SOCKET"
+_NAME: Final = f"a name, at most {TEXT_CHARS} characters and none that control"
+_SHOWN: Final = 80
+_SIGNALS: Final = 64
+"""Linux has so many."""
 
 
 def lessee_of(config: Config, store: Store, clock: Clock, courier: Courier) -> Lessee | None:
@@ -110,16 +117,21 @@ def _exec(arguments: argparse.Namespace) -> int:
         v=1,
         kind=kind,
         run=None if arguments.run is None else _hash(arguments.run),
-        lineage=arguments.lineage,
-        group=arguments.group,
+        lineage=None if arguments.lineage is None else _is("--lineage", arguments.lineage, Lineage, _NAME),
+        group=_is("--group", arguments.group, Text, _NAME),
         hosts=arguments.hosts,
-        chips=None if arguments.chips is None else sorted(set(arguments.chips.split(","))),
-        argv=argv,
+        chips=None if arguments.chips is None else _chips(arguments.chips),
+        argv=[_utf8(f"argument {i} of the command", text) for i, text in enumerate(argv)],
         openings=None if arguments.openings is None else _openings(arguments.openings),
         files=list(files),
         told=told,
         signal=None if arguments.signal is None else _signal(arguments.signal),
     )
+    try:
+        # All of it, as the agent is going to read it: what it wouldn't take isn't asked.
+        to_agent(line(ask).removesuffix(b"\n"))
+    except ProtocolError as error:
+        raise UsageError("bad_flag", f"exec: {error}") from None
     socket = arguments.socket or Path(os.environ.get(SOCKET_ENV, EXEC_SOCKET))
     return execute(Command(socket, ask, files, argv, arguments.wait, arguments.obey))
 
@@ -127,23 +139,49 @@ def _exec(arguments: argparse.Namespace) -> int:
 def _hash(text: str) -> str:
     digest = text.removeprefix("sha256:")
     if len(digest) != 2 * hashlib.sha256().digest_size or set(digest) - set("0123456789abcdef"):
-        raise UsageError("bad_flag", f"--run: expected the hash of a request, 64 hex digits (got {text})")
+        raise UsageError("bad_flag", f"--run: expected the hash of a request, 64 hex digits (got {text!a})")
     return digest
 
 
 def _digest(text: str) -> str:
     kind, _, digest = text.partition(":")
     if kind != "sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise UsageError("bad_flag", f"--image-digest: expected sha256: and 64 hex digits (got {text})")
+        raise UsageError("bad_flag", f"--image-digest: expected sha256: and 64 hex digits (got {text!a})")
     return text
 
 
 def _signal(text: str) -> int:
+    """Its number: some signals, such as the real-time ones, have no name here."""
     name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if text.isascii() and text.isdigit():
+        # Longer numbers aren't read at all: Python refuses those of thousands of digits.
+        number = int(text) if len(text) < 9 else 0
+    else:
+        number = int(signal.Signals.__members__.get(name, 0))
+    if not 1 <= number <= _SIGNALS:
+        raise UsageError("bad_flag", f"--signal: expected a name such as USR1, or 1 to {_SIGNALS} (got {text!a})")
+    return number
+
+
+def _is(flag: str, text: str, kind: Any, expected: str) -> str:
+    """Text of a flag, as what it stands for on the wire."""
     try:
-        return int(text) if text.isdigit() else int(signal.Signals[name])
-    except KeyError:
-        raise UsageError("bad_flag", f"--signal: no such signal (got {text})") from None
+        return str(msgspec.convert(_utf8(flag, text), kind))
+    except msgspec.ValidationError:
+        raise UsageError("bad_flag", f"{flag}: expected {expected} (got {ascii(text)[:_SHOWN]})") from None
+
+
+def _utf8(what: str, text: str) -> str:
+    """What the operating system hands over is bytes; requests and logs are text."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UsageError("bad_flag", f"{what}: must be UTF-8 (got {ascii(text)[:_SHOWN]})")
+    return text
+
+
+def _chips(text: str) -> list[str]:
+    return sorted(
+        {_is("--chips", uuid, ChipUuid, "UUIDs of chips, with commas between them") for uuid in text.split(",")}
+    )
 
 
 def _openings(path: Path) -> Openings:
