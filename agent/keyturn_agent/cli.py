@@ -47,11 +47,13 @@ FINE: Final = 0
 REJECTED: Final = 1
 USAGE: Final = 2
 UNDECIDED: Final = 3
+INTERRUPTED: Final = 130
+"""As shells have it of a program that Ctrl-C ended."""
 TOKEN_ENV: Final = "KEYTURN_JOIN_TOKEN"  # noqa: S105 -- the name of a variable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 fine, 1 rejected, 2 usage, 3 could not decide."""
+    """Run one command; returns the exit status: 0 fine, 1 rejected, 2 usage, 3 could not decide, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if arguments.verbose else logging.INFO,
@@ -78,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What no module expected to fail; never a trace of ours.
         _complain(str(error), None)
         return UNDECIDED
+    except KeyboardInterrupt:
+        _complain("interrupted", None)
+        return INTERRUPTED
     return status
 
 

@@ -20,7 +20,7 @@ from keyturn_gate.errors import GateError
 from keyturn_gate.gate import Gate
 from keyturn_gate.keeper import Keeper
 from keyturn_gate.locker import Locker
-from keyturn_gate.messages import Lock, Release, Standing, Status
+from keyturn_gate.messages import Lock, Release, Standing, Status, standing_of, understood
 from keyturn_gate.server import Server, ask, listen
 from keyturn_gate.systemd import Manager, listener_of
 
@@ -28,6 +28,8 @@ FINE: Final = 0
 REJECTED: Final = 1
 USAGE: Final = 2
 UNDECIDED: Final = 3
+INTERRUPTED: Final = 130
+"""As shells have it of a program that Ctrl-C ended."""
 
 SOCKET: Final = Path("/run/keyturn-gate.sock")
 _STATE: Final = Path("/var/lib/keyturn-gate")
@@ -38,7 +40,7 @@ _PATIENCE_S: Final = 15.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 fine, 1 refused, 2 usage, 3 could not decide."""
+    """Run one command; returns the exit status: 0 fine, 1 refused, 2 usage, 3 could not decide, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="keyturn-gate: %(levelname)s: %(message)s", stream=sys.stderr)
     for level, name in ((logging.WARNING, "warning"), (logging.INFO, "info"), (logging.ERROR, "error")):
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"keyturn-gate: error: {error}", file=sys.stderr)
         return UNDECIDED
+    except KeyboardInterrupt:
+        print("keyturn-gate: error: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return status
 
 
@@ -134,30 +139,24 @@ def _user(name: str) -> tuple[int, int]:
 
 
 def _asked(path: Path, request: msgspec.Struct) -> bytes:
-    data = ask(path, msgspec.json.encode(request), _PATIENCE_S)
-    found = msgspec.json.decode(data)
-    if not found.get("ok"):
-        raise GateError(str(found.get("code")), str(found.get("detail")))
-    return data
+    return ask(path, msgspec.json.encode(request), _PATIENCE_S)
 
 
 def _status(arguments: argparse.Namespace) -> int:
     data = _asked(arguments.socket, Status(v=1, after=0))
-    if arguments.json:
-        print(data.decode().strip())
-    else:
-        print(describe(msgspec.json.decode(data, type=Standing)))
+    standing = standing_of(data)
+    print(data.decode().strip() if arguments.json else describe(standing))
     return FINE
 
 
 def _release(arguments: argparse.Namespace) -> int:
-    _asked(arguments.socket, Release(v=1, reason=arguments.reason))
+    understood(_asked(arguments.socket, Release(v=1, reason=arguments.reason)))
     print("released: every chip is open and nothing is stopped, until keyturn-gate lock or the next boot")
     return FINE
 
 
 def _lock(arguments: argparse.Namespace) -> int:
-    _asked(arguments.socket, Lock(v=1))
+    understood(_asked(arguments.socket, Lock(v=1)))
     print("locked: chips open for a lease again, and for nothing else")
     return FINE
 

@@ -16,6 +16,7 @@ from keyturn_gate.errors import GateError
 
 LINE_BYTES: Final = 256 * 1024
 """A request. One that names every chip of the largest host takes 50 kB."""
+ANSWER_BYTES: Final = 4 * 1024 * 1024
 MOST_US: Final = 400 * 86_400 * 1_000_000
 """No grant lasts longer: what asks for more is a mistake of units."""
 
@@ -28,7 +29,11 @@ State = Literal["locked", "open", "prohibited", "cannot_lock", "unknown"]
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    """A request: what isn't known may be what matters, and is refused."""
+
+
+class _Said(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an answer: whoever asks a newer gate reads over the fields that came later."""
 
 
 class Target(_Record, frozen=True, kw_only=True):
@@ -96,7 +101,7 @@ class Lock(_Record, frozen=True, kw_only=True, tag_field="verb", tag="lock"):
 Request = Grant | Stop | Status | Release | Lock
 
 
-class Event(_Record, frozen=True, kw_only=True):
+class Event(_Said, frozen=True, kw_only=True):
     """Something that happened, numbered without holes; the last few hundred are kept over restarts and reboots."""
 
     seq: UInt
@@ -108,7 +113,7 @@ class Event(_Record, frozen=True, kw_only=True):
     detail: str
 
 
-class Chip(_Record, frozen=True, kw_only=True):
+class Chip(_Said, frozen=True, kw_only=True):
     """A chip as the gate last saw it. ``found`` is the compute mode that opening it restores.
 
     ``prohibited``: that mode is the one in which nobody may compute, so a lease can't open the chip. ``cannot_lock``:
@@ -122,7 +127,7 @@ class Chip(_Record, frozen=True, kw_only=True):
     detail: str | None
 
 
-class Granted(_Record, frozen=True, kw_only=True):
+class Granted(_Said, frozen=True, kw_only=True):
     """A grant that is going on."""
 
     job: str
@@ -135,7 +140,7 @@ class Granted(_Record, frozen=True, kw_only=True):
     processes: UInt
 
 
-class Released(_Record, frozen=True, kw_only=True):
+class Released(_Said, frozen=True, kw_only=True):
     """A release that is going on."""
 
     reason: str
@@ -143,7 +148,7 @@ class Released(_Record, frozen=True, kw_only=True):
     time_us: UInt
 
 
-class Standing(_Record, frozen=True, kw_only=True):
+class Standing(_Said, frozen=True, kw_only=True):
     """The answer to ``status``. ``trouble``: why the driver doesn't answer, or null."""
 
     ok: Literal[True]
@@ -166,6 +171,36 @@ def parse(line: bytes) -> Request:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise GateError("bad_request", f"not a request: {error}") from None
     return request
+
+
+def understood(line: bytes) -> dict[str, Any]:
+    """The answer of a gate that did what it was asked.
+
+    :raises GateError: with the gate's code where it refuses; ``no_gate``: it is none.
+    """
+    try:
+        found = msgspec.json.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise GateError("no_gate", f"not a gate's answer: {error}") from None
+    match found:
+        case {"ok": True}:
+            return dict(found)
+        case {"ok": False, "code": str(code), "detail": str(detail)}:
+            raise GateError(code, detail)
+        case _:
+            raise GateError("no_gate", "not a gate's answer: expected an object with ok, and with code and detail")
+
+
+def standing_of(line: bytes) -> Standing:
+    """The answer to ``status``.
+
+    :raises GateError: as :func:`understood`; ``no_gate`` also where it is a gate of a version that says other things.
+    """
+    try:
+        standing: Standing = msgspec.convert(understood(line), Standing)
+    except msgspec.ValidationError as error:
+        raise GateError("no_gate", f"not a gate's answer, or of another version of it: {error}") from None
+    return standing
 
 
 def answer(**fields: Any) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 
 from keyturn_gate.errors import GateError
 from keyturn_gate.gate import Gate, Opening
-from keyturn_gate.messages import LINE_BYTES, answer, parse, refusal
+from keyturn_gate.messages import ANSWER_BYTES, LINE_BYTES, answer, parse, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -256,9 +256,9 @@ def ask(path: Path, request: bytes, seconds: float) -> bytes:
             while not data.endswith(b"\n"):
                 select.select([connection], [], [], max(0, deadline - time.monotonic()))
                 part = connection.recv(65_536)
-                if not part or time.monotonic() > deadline:
-                    raise GateError("no_gate", f"no answer at {path}")
                 data += part
+                if not part or len(data) > ANSWER_BYTES or time.monotonic() > deadline:
+                    raise GateError("no_gate", f"no answer at {path}")
         except OSError as error:
             raise GateError("no_gate", f"no gate at {path}: {error}") from None
     return data

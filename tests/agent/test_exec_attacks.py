@@ -122,6 +122,21 @@ def test_verifier_away_exec_says_so_and_waits_as_long_as_it_is_told(host: Leasin
     assert host.leases() == []
 
 
+def test_ctrl_c_while_it_waits_is_a_line_and_130(host: LeasingHost) -> None:
+    host.verifier.answer = lambda origin, seq: refusal(ProblemCode.OVERLOADED, retry_after_s=1)
+    process = host.exec("--lineage", "aurora", "--", "echo", "started")
+    assert process.stderr is not None
+    assert any("no lease yet" in text for text in process.stderr)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "keyturn-agent: error: interrupted"
+    assert "Traceback" not in err
+    # Nobody waits any more: what comes later is nobody's.
+    host.verifier.answer = lambda origin, seq: None
+    assert host.ran("--lineage", "aurora", "--", "echo", "started")[:2] == (0, "started\n")
+
+
 @long
 def test_verifier_garbage_slow_or_absent_while_a_run_is_on(folder: Path, library: Path) -> None:
     """A run outlives its verifier for as long as its lease does, and no longer."""

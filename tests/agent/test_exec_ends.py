@@ -1,13 +1,18 @@
 """How ``exec`` ends: with the agent's last word, whichever that is, or without an agent."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keyturn_agent.switch.asking import Ended, Over, Refused, ToExec, line, to_agent
-from keyturn_agent.switch.exec import Command, _Session
+from keyturn_agent.switch.exec import Command, _Session, _signals
+from keyturn_agent.switch.scope import Place
 from keyturn_agent.switch.stub import REFUSED, main
 
 
@@ -41,3 +46,33 @@ def test_agent_that_is_gone_starts_nothing(tmp_path: Path, capfd: pytest.Capture
     assert main([str(tmp_path / "no.sock"), "0" * 64, "-", "0", "sh", "-c", "echo started"]) == REFUSED
     out, err = capfd.readouterr()
     assert (out, "the agent went away before the command began" in err) == ("", True)
+
+
+def test_a_signal_before_there_is_a_command_is_passed_on_once_there_is_one() -> None:
+    """Also to one that has made no session yet."""
+    nothing: Any = None
+    session = _Session(Command(Path("/"), nothing, {}, ["true"], None, False), None)
+    session.place = Place(session=True)
+    with _signals(session):
+        os.kill(os.getpid(), signal.SIGINT)
+        session.child = subprocess.Popen(["sleep", "1000"])
+        for number in session.early:
+            session.send(number)
+    assert session.child.wait(30) == -signal.SIGINT
+
+
+def test_what_waits_for_its_chips_ends_with_ctrl_c_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(path))
+        agent.listen()
+        words = [str(path), "0" * 64, "-", "0", "echo", "started"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keyturn_agent.switch.stub", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        connection, _ = agent.accept()
+        with connection:
+            connection.recv(65_536)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == -signal.SIGINT

@@ -344,6 +344,15 @@ def test_the_installed_program_is_called_like_this(repo: Path) -> None:
     assert "serve" in shown.stdout
 
 
+def test_ctrl_c_is_a_line_and_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "load", interrupted)
+    done = call("token", "list", "--state", folder)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "keyturn: error: interrupted\n")
+
+
 def test_the_keys_that_a_root_names(tmp_path: Path) -> None:
     """A state directory from before there were leases gets its key once, whoever asks first."""
     folder = tmp_path / "state"

@@ -25,6 +25,8 @@ from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import away, reading, writing
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
 
+_INTERRUPTED = 130
+"""As shells have it of a program that Ctrl-C ended."""
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -34,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The program. Exit 0 fine, 1 refused or failed, 2 usage, 3 nobody knows: the database was away."""
+    """The program. Exit 0 fine, 1 refused or failed, 2 usage, 3 nobody knows (no database), 130 interrupted."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -63,6 +65,9 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"keyturn: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("keyturn: error: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return status or 0
 
 

@@ -43,6 +43,7 @@ _AGAIN_S: Final = 0.25
 """Between two looks for an agent that went away."""
 _KILL_S: Final = 60.0
 """Between SIGTERM and SIGKILL, where no agent said how long."""
+_DAY_S: Final = 86_400.0
 _LAST_WORDS_S: Final = 20.0
 """How long the agent's last report is waited for, once the command has ended."""
 
@@ -102,16 +103,21 @@ class _Session:
     """``away``: the agent went away, and the next one is looked for. ``lost``: that one doesn't know the command."""
     stop: _Stop | None = None
     over: Over | None = None
+    early: list[int] = field(default_factory=list)
+    """Signals for a command that wasn't there yet."""
     refused: bool = False
     """After that the agent says nothing more."""
 
     def run(self) -> int:
         leased = self._wait_for_lease()
         _say(f"lease {leased.lease[:16]} on {len(leased.chips)} chips · {describe(leased.spec)}")
-        self._start(leased)
         with _signals(self):
+            self._start(leased)
             status = self._attend()
-        self._last_words(status)
+        try:
+            self._last_words(status)
+        except KeyboardInterrupt:
+            _say("interrupted; the agent's last report is in the log")
         return status
 
     def close(self) -> None:
@@ -162,6 +168,8 @@ class _Session:
             stub = [sys.executable, "-m", "keyturn_agent.switch.stub", str(self.command.socket), leased.token, group]
             self.place = place
             self.child = subprocess.Popen([*place.prefix, *stub, str(int(place.session)), *self.command.argv], env=env)
+            for number in self.early:
+                self.send(number)
             if place.prefix and self._fails_at_once(self.child):
                 continue
             return
@@ -268,13 +276,18 @@ class _Session:
     def send(self, number: int) -> None:
         """Signal the command: its session where it has one, else its first process."""
         child = self.child
-        if child is None or child.poll() is not None:
+        if child is None:
+            self.early.append(number)
+            return
+        if child.poll() is not None:
             return
         with contextlib.suppress(OSError):
             if self.place.session:
-                os.killpg(child.pid, number)
-            else:
-                child.send_signal(number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, number)
+                    return
+            # Also where the stub has made no session yet.
+            child.send_signal(number)
 
     # -- the end
 
@@ -298,7 +311,8 @@ class _Session:
         """What the agent said, waiting for so long for the first of it; its end leaves :attr:`agent` None."""
         if self.agent is None:
             return []
-        self.agent.settimeout(seconds if seconds is None or seconds > 0 else 0.0)
+        # The kernel counts milliseconds in 31 bits.
+        self.agent.settimeout(None if seconds is None else min(max(0.0, seconds), _DAY_S))
         try:
             part = self.agent.recv(65_536)
         except (BlockingIOError, TimeoutError):
@@ -321,7 +335,7 @@ def _signals(session: _Session):  # type: ignore[no-untyped-def]
     """Pass on what we are told; what a terminal sends reaches a command without a session of its own by itself."""
 
     def forward(number: int, _: object) -> None:
-        if session.place.session or number in (signal.SIGTERM, signal.SIGHUP):
+        if session.child is None or session.place.session or number in (signal.SIGTERM, signal.SIGHUP):
             session.send(number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}

@@ -8,6 +8,7 @@ the agent's is loaded: the command inherits this process's id, and the environme
 
 import json
 import os
+import signal
 import socket
 import sys
 
@@ -18,6 +19,9 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 def main(argv: list[str]) -> int:
     path, token, group, session, *command = argv
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Ctrl-C ends this as it would end the command: without a trace.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if session == "1":
         os.setsid()
     if group != "-":
