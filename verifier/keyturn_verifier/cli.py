@@ -19,10 +19,12 @@ from keyturn_protocol.ids import deployment
 from keyturn_protocol.lease_rules import check_organisation
 from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
 from keyturn_verifier import config, doctor, keyfiles, logs, operators, people, state, tokens
+from keyturn_verifier.cli_json import json_too, print_json
 from keyturn_verifier.cli_operator import add_operator
 from keyturn_verifier.cli_root import add_root
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.db.engine import away, reading, writing
+from keyturn_verifier.differences import Difference
 from keyturn_verifier.errors import OutcomeUnknown, UsageError, VerifierError
 
 _INTERRUPTED = 130
@@ -100,12 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--hosts", type=int, help="join token: for how many (default 1)")
     create.add_argument("--role", choices=["operator", "auditor", "admin", "approver"], help="reader's token: for whom")
     create.add_argument("--expires", default="24h", metavar="TIME", help="30m, 24h, 90d (default 24h)")
-    _command(actions, "list", "list tokens, without their secrets", _token_list)
+    json_too(_command(actions, "list", "list tokens, without their secrets", _token_list))
     _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
 
     add_operator(commands, _command)  # type: ignore[arg-type]
     add_root(commands, _command)  # type: ignore[arg-type]
-    _command(commands, "doctor", "say what could go wrong here; changes nothing", _doctor)
+    json_too(_command(commands, "doctor", "say what could go wrong here; changes nothing", _doctor))
 
     export = _command(commands, "export", "write an evidence bundle", _export)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that isn't there yet")
@@ -115,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a checkpoint of the verifier's log that was kept elsewhere"
     )
+    json_too(check)
     return parser
 
 
@@ -180,6 +183,8 @@ def _token_create(options: argparse.Namespace) -> None:
 def _token_list(options: argparse.Namespace) -> None:
     with state.opened(config.load(options.state)) as engine, reading(engine) as connection:
         rows = tokens.listed(connection)
+    if options.json:
+        return print_json(rows)
     for row in rows:
         ends = f"revoked {_time(row.revoked_us)}" if row.revoked_us is not None else f"expires {_time(row.expires_us)}"
         print(f"{row.id:<12} {row.what:<40} {row.uses:<14} {ends}")
@@ -191,11 +196,14 @@ def _token_revoke(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    failed = False
+    lines = []
     for line in doctor.examine(config.load(options.state), wall_clock):
-        print(f"{line.level:<5} {line.about}: {line.text}")
-        failed |= line.level == "fail"
-    if failed:
+        lines.append(line)
+        if not options.json:
+            print(f"{line.level:<5} {line.about}: {line.text}")
+    if options.json:
+        print_json([line._asdict() for line in lines])
+    if any(line.level == "fail" for line in lines):
         raise VerifierError("not all is well")
 
 
@@ -218,12 +226,16 @@ def _check(options: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"--checkpoint: {error}") from None
     trust = keyfiles.load(settings.state, settings.deployment).trust(settings.deployment)
-    found = 0
+    found: list[Difference] = []
     with state.opened(settings) as engine, reading(engine) as connection:
         for difference in check(connection, trust, given, operators.load(settings.state)):
-            print(difference, flush=True)
-            found += 1
-    print(f"{found} differences" if found else "everything stored follows from what was signed", file=sys.stderr)
+            found.append(difference)
+            if not options.json:
+                print(difference, flush=True)
+    if options.json:
+        # Names of tables are a kind of str of the database library's own.
+        print_json([{"table": str(one.table), "where": str(one.where), "what": str(one.what)} for one in found])
+    print(f"{len(found)} differences" if found else "everything stored follows from what was signed", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -9,6 +9,7 @@ from keyturn_protocol.canonical import fit_text
 from keyturn_protocol.limits import TEXT_CHARS
 from keyturn_protocol.public_keys import parse_public_key
 from keyturn_verifier import config, operators
+from keyturn_verifier.cli_json import json_too, print_json
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import UsageError
 
@@ -27,7 +28,7 @@ def add_operator(
     key.add_argument("--key", metavar="TEXT", help="ed25519 … or ssh-ed25519 …, as keyturn key show prints it")
     key.add_argument("--key-file", type=Path, metavar="FILE", help="a .pub file")
     add.add_argument("--name", required=True, help="whose it is, for people")
-    command(actions, "list", "list keys with their ids", _list)
+    json_too(command(actions, "list", "list keys with their ids", _list))
     command(actions, "end", "let a key sign nothing any more", _end).add_argument("id", help="as listed")
 
 
@@ -52,7 +53,11 @@ def _text(options: argparse.Namespace) -> str:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for one in operators.load(config.load(options.state).state):
+    keys = operators.load(config.load(options.state).state)
+    if options.json:
+        rows = [(parse_public_key(one.key).id, one) for one in keys]
+        return print_json([{"id": digest, "name": k.name, "key": k.key, "until_us": k.until_us} for digest, k in rows])
+    for one in keys:
         ended = "" if one.until_us is None else f"  ended {_time(one.until_us)}"
         print(f"{parse_public_key(one.key).id}  {one.name}  {one.key}{ended}")
 
