@@ -38,7 +38,15 @@ def test_all_of_them(keyturn: Cli) -> None:
     assert {one["code"] for one in json.loads(out)["items"]} == set(codes())
 
 
-@pytest.mark.parametrize(("word", "hint"), [("reqester", "did you mean requester"), ("\x1b[2Jx", "explain all")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("reqester", "did you mean requester"),
+        ("gate_mismach", "did you mean gate_mismatch?"),
+        ("would_relock", "explain all"),  # not what would_stop or would_refuse mean
+        ("\x1b[2Jx", "explain all"),
+    ],
+)
 def test_a_code_that_there_is_not(keyturn: Cli, word: str, hint: str) -> None:
     code, out, err = keyturn("explain", word)
     assert (code, out) == (2, "")

@@ -10,6 +10,8 @@ from keyturn_cli.commands.read import JsonOption
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.output import print_json, results
 
+_NEAR = 0.8
+"""A typing error. Less alike are words that mean something else, which would mislead."""
 CodeArgument = Annotated[str, typer.Argument(metavar="CODE", help="such as requester, busy or gap; all: every one")]
 
 
@@ -18,7 +20,7 @@ def explain(code: CodeArgument, json: JsonOption = False) -> int:
     wanted = explanations.codes() if code == "all" else [code]
     found = [one for name in wanted for one in explanations.explain(name)]
     if not found:
-        near = difflib.get_close_matches(code, explanations.codes(), 3)
+        near = difflib.get_close_matches(code, explanations.codes(), 3, _NEAR)
         hint = f"did you mean {' or '.join(near)}?" if near else "keyturn explain all lists every code"
         raise CliError(f"there is no code {code}", exit=Exit.USAGE, hint=hint)
     if json:

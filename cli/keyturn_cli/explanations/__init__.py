@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keyturn_cli.explanations.findings import FINDINGS
+from keyturn_cli.explanations.hosts import CAUSES, REFUSALS
 from keyturn_cli.explanations.problems import PROBLEMS
 from keyturn_cli.explanations.switch import REASONS
 
@@ -12,6 +13,8 @@ KINDS: Final[Mapping[str, Mapping[Any, tuple[str, str]]]] = {
     "the switch refuses": REASONS,
     "the verifier answers": PROBLEMS,
     "finding": FINDINGS,
+    "a host's log is degraded": CAUSES,
+    "a host refuses": REFUSALS,
 }
 
 
