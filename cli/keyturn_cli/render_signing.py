@@ -10,7 +10,8 @@ from keyturn_cli.output import clean, named
 from keyturn_cli.permits import View, as_last_seen
 from keyturn_cli.switch_text import ALONE, groups, short, short_of
 from keyturn_cli.units import moment, span
-from keyturn_protocol.lifecycle import Run, counted, holdouts, party_in
+from keyturn_protocol.alone import holdouts
+from keyturn_protocol.lifecycle import Run, counted, party_in
 from keyturn_protocol.openings import Openings
 from keyturn_protocol.public_keys import PublicKey
 from keyturn_protocol.runs import (
@@ -116,10 +117,12 @@ def _counts(lines: Lines, view: View, said: Decision) -> None:
     if slot.text:
         lines.add("fills", slot.text)
     lines.add("missing", f"{slot.after} after this" if slot.text else str(slot.after))
-    if proposal is not None and isinstance(proposal.statement, Resume):
-        own = holdouts(view.run, [vote for vote in proposal.votes.values() if vote.verdict == "approve"], view.at_us)
+    if proposal is not None:
+        agreed = [vote for vote in proposal.votes.values() if vote.verdict == "approve"]
+        own = holdouts(view.run, proposal.statement, agreed, view.at_us)
         if others := sorted(own - {party_in(said.person)}):
-            lines.add("", f"and, as long as their suspensions are fresh, {switch_text.either(others, 'and')}")
+            what = "suspensions" if isinstance(proposal.statement, Resume) else "narrowings"
+            lines.add("", f"and, as long as their {what} are fresh, {switch_text.either(others, 'and')}")
 
 
 def changed(lines: Lines, view: View) -> None:
@@ -162,7 +165,9 @@ def _then(said: RunStatement, digest: str, found: Consequence) -> list[str]:
         case Resume() | Revoke() | Amend():
             proposal = after.proposals.get(digest)
             if proposal is None:
-                return ["it only narrows: in force at once"]
+                undo = f"the quorum can undo it, with your party among them for {span(after.policy.stop.alone_s)}"
+                mine = said.person != after.request.requester
+                return ["it only narrows: in force at once", *([undo] if mine else [])]
             until = moment(render_run.deadline_us(proposal.time_us, proposal.tier.decide_s))
             return [
                 f"proposed, not done: takes {switch_text.threshold(proposal.tier.approve)} until {until}",

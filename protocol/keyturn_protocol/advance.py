@@ -9,11 +9,11 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from keyturn_protocol.alone import event, holdouts, narrow, over, overrules, suspend, take_back, undoes
 from keyturn_protocol.authority import Authority, Logged, Why, refuse, signed_by
 from keyturn_protocol.lifecycle import (
     ALIVE,
     SECOND,
-    Call,
     Ended,
     Ground,
     Open,
@@ -22,13 +22,11 @@ from keyturn_protocol.lifecycle import (
     State,
     Vote,
     counted,
-    holdouts,
     is_excluded,
-    is_fresh,
-    party_in,
+    is_over,
     state,
 )
-from keyturn_protocol.limits import ANSWERED, CALLS, SAID_BYTES
+from keyturn_protocol.limits import CALLS, SAID_BYTES
 from keyturn_protocol.policy import Policy, Tier, tier_for
 from keyturn_protocol.quorum import tally
 from keyturn_protocol.root import Standing
@@ -95,7 +93,7 @@ def advance(run: Run, authority: Authority, logged: Logged) -> Run:
     key_id = signed_by(standing, statement.person, logged)
     if statement.policy != run.request.policy:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=run.request.policy, got=statement.policy)
-    _alive(run, logged.time_us)
+    _check_open(run, statement, logged.time_us)
     run = _counted(run, logged, statement)
     match statement:
         case Decision():
@@ -103,7 +101,7 @@ def advance(run: Run, authority: Authority, logged: Logged) -> Run:
         case Withdraw():
             return _withdraw(run, logged, statement)
         case Suspend():
-            return _suspend(run, standing, logged, statement)
+            return suspend(run, standing, logged, statement)
         case Resume() | Revoke() | Amend():
             return _propose(run, standing, logged, statement)
         case _:
@@ -118,7 +116,7 @@ def under_root(run: Run, authority: Authority, index: int, time_us: int) -> Run:
     if all(_holds(ground, standing) for ground in run.grounds):
         return run
     stop_at_us = time_us + run.policy.stop.notice_s * SECOND
-    return _event(replace(run, voided=(standing.hash, stop_at_us), epoch=run.epoch + 1), standing.hash)
+    return event(replace(run, voided=(standing.hash, stop_at_us), epoch=run.epoch + 1), standing.hash)
 
 
 def _holds(ground: Ground, standing: Standing) -> bool:
@@ -133,10 +131,23 @@ def under_policy(run: Run, policy_hash: str, time_us: int) -> Run:
     return replace(run, ended=Ended(State.LAPSED, time_us, policy_hash, "another policy came into force"))
 
 
-def _alive(run: Run, time_us: int) -> None:
+def _check_open(run: Run, statement: RunStatement, time_us: int) -> None:
     at = state(run, time_us)
-    if at not in ALIVE:
-        raise refuse(Why.OVER, f"the run is {at}", got=run.hash)
+    if at in ALIVE or (not is_over(run, time_us) and _is_widening(run, statement)):
+        return
+    raise refuse(Why.OVER, f"the run is {at}", got=run.hash)
+
+
+def _is_widening(run: Run, statement: RunStatement) -> bool:
+    """Whether a statement asks for more than the run has, or is about one that does."""
+    match statement:
+        case Amend():
+            return statement.spec != run.spec or widens(statement.scope, run.scope) is not None
+        case Decision() | Withdraw():
+            proposal = run.proposals.get(statement.subject)
+            return proposal is not None and isinstance(proposal.statement, Amend)
+        case _:
+            return False
 
 
 def _counted(run: Run, logged: Logged, statement: RunStatement) -> Run:
@@ -186,15 +197,15 @@ def _permitted(run: Run, logged: Logged, approvals: tuple[Vote, ...]) -> Run:
         return replace(run, ended=Ended(State.DENIED, logged.time_us, logged.hash, "the narrowings leave nothing"))
     start_by_us = logged.time_us + run.tier.start_s * SECOND
     permit = Permit(logged.index, logged.time_us, scope, approvals, start_by_us)
-    return replace(run, permit=permit, scope=scope, grounds=(Ground(run.tier, approvals),))
+    return replace(run, permit=permit, scope=scope, granted=scope, grounds=(Ground(run.tier, approvals),))
 
 
 def _check_decision(run: Run, decision: Decision, standing: Standing, tier: Tier, proposal: Open | None) -> None:
     if decision.verdict == "veto":
         if standing.party_of(decision.person).class_ not in tier.veto:
             raise refuse(Why.NOT_ENTITLED, "has no veto", expected=" or ".join(tier.veto), got=decision.person)
-        if proposal is not None and not isinstance(proposal.statement, Amend):
-            raise refuse(Why.NOT_ENTITLED, "no veto keeps a run stopped: suspend it again", got=decision.person)
+        if proposal is not None and not _can_be_refused(run, proposal):
+            raise refuse(Why.NOT_ENTITLED, "no veto keeps a run stopped, or narrowed", got=decision.person)
     if decision.narrowing is not None:
         if proposal is not None:
             raise refuse(Why.BROKEN, "only the approval of a request narrows")
@@ -237,36 +248,7 @@ def _withdraw(run: Run, logged: Logged, withdraw: Withdraw) -> Run:
         if withdraw.person != proposal.statement.person:
             raise refuse(Why.NOT_ENTITLED, "only who proposed it withdraws a proposal", got=withdraw.person)
         return replace(run, proposals={k: v for k, v in run.proposals.items() if k != withdraw.subject})
-    call = next((call for call in run.calls if call.hash == withdraw.subject), None)
-    if call is None:
-        raise refuse(Why.UNKNOWN, "nothing of this run that can be withdrawn", got=withdraw.subject)
-    if withdraw.person != call.person:
-        raise refuse(Why.NOT_ENTITLED, "only who suspended withdraws a suspension", got=withdraw.person)
-    if run.stop_at_us is not None and logged.time_us >= run.stop_at_us:
-        raise refuse(Why.TOO_LATE, "the suspension has taken effect: resuming takes the quorum")
-    calls = tuple(one for one in run.calls if one is not call)
-    return _event(replace(run, calls=calls), logged.hash, keep=(Revoke,))
-
-
-def _suspend(run: Run, standing: Standing, logged: Logged, suspend: Suspend) -> Run:
-    if run.permit is None:
-        raise refuse(Why.NO_PERMIT, "not approved yet: veto it instead", got=run.hash)
-    party = standing.party_of(suspend.person)
-    if party.class_ not in run.tier.veto:
-        raise refuse(Why.NOT_ENTITLED, "has no veto", expected=" or ".join(run.tier.veto), got=suspend.person)
-    if party.id in run.overruled:
-        raise refuse(
-            Why.OVERRULED, "the quorum resumed without this party: suspending again takes another", got=party.id
-        )
-    if not is_fresh(run, party.id, logged.time_us):
-        # Else a party could end every resumption that is being decided, and begin its time alone anew, for ever.
-        raise refuse(Why.OVERRULED, "suspended by this party, and long enough: more takes another", got=party.id)
-    notice_us = logged.time_us + run.policy.stop.notice_s * SECOND
-    wanted_us = notice_us if suspend.stop_at_us is None else suspend.stop_at_us
-    call = Call(
-        logged.hash, suspend.person, party.id, party.organisation, logged.time_us, wanted_us, max(wanted_us, notice_us)
-    )
-    return _event(replace(run, calls=(*run.calls, call), epoch=run.epoch + 1), logged.hash, keep=(Revoke,))
+    return take_back(run, logged, withdraw)
 
 
 def _propose(run: Run, standing: Standing, logged: Logged, proposal: Proposal) -> Run:
@@ -280,10 +262,7 @@ def _propose(run: Run, standing: Standing, logged: Logged, proposal: Proposal) -
             raise refuse(Why.NOT_SUSPENDED, "not suspended", got=run.hash)
         case Amend():
             if proposal.spec == run.spec and widens(proposal.scope, run.scope) is None:
-                vetoes = standing.party_of(proposal.person).class_ in run.tier.veto
-                if not vetoes and proposal.person != run.request.requester:
-                    raise refuse(Why.NOT_ENTITLED, "neither has a veto nor asked for the run", got=proposal.person)
-                return _event(replace(run, scope=proposal.scope), logged.hash, keep=(Resume, Revoke))
+                return narrow(run, standing, logged, proposal)
             tier = max(tier, _tier(run.policy, proposal.scope, run.request), key=run.policy.tiers.index)
             _check_spec(proposal.spec, tier)
         case _:
@@ -297,35 +276,31 @@ def _decided(
     """A proposal after one more vote: dropped, still open, or done."""
     others = {digest: one for digest, one in run.proposals.items() if digest != subject}
     statement = proposal.statement
-    # Who says no to a resumption or a revocation doesn't end it: else two of the suspender's could stop a run for good.
-    if refused is not None and isinstance(statement, Amend):
+    if refused is not None and _can_be_refused(run, proposal):
         return replace(run, proposals=others)
-    held = holdouts(run, approvals, logged.time_us) if isinstance(statement, Resume) else ()
-    if not approvals or held:
+    if not approvals or holdouts(run, statement, approvals, logged.time_us):
         return replace(run, proposals={**others, subject: proposal})
     ground = Ground(proposal.tier, approvals)
+    run = replace(run, overruled=run.overruled | overrules(run, statement, approvals))
     match statement:
         case Resume():
-            behind = {party_in(vote.person) for vote in approvals}
-            overruled = run.overruled | {call.party for call in run.calls if call.party not in behind}
-            return _event(replace(run, calls=(), voided=None, overruled=overruled, grounds=(ground,)), subject)
+            suspended = over(run.suspended, logged.time_us)
+            return event(replace(run, calls=(), voided=None, suspended=suspended, grounds=(ground,)), subject)
         case Revoke():
             return replace(run, ended=Ended(State.REVOKED, logged.time_us, subject, statement.reason))
         case Amend():
             fields = {"scope": statement.scope, "spec": statement.spec, "tier": proposal.tier}
-            return _event(replace(run, **fields, grounds=(*run.grounds, ground)), subject)
+            narrowed = over(run.narrowed, logged.time_us)
+            run = replace(run, **fields, granted=statement.scope, narrowed=narrowed, grounds=(*run.grounds, ground))
+            return event(run, subject)
         case _:
             assert_never(statement)
 
 
-def _event(run: Run, digest: str, keep: tuple[type[Proposal], ...] = ()) -> Run:
-    """The run after something that later proposals must answer; those that are open don't, and fall.
-
-    :param keep: kinds that stay open: what one person does alone, again and again, must not keep others from ending
-        the run, nor what only narrows from resuming it.
-    """
-    open_ = {k: v for k, v in run.proposals.items() if isinstance(v.statement, keep)}
-    return replace(run, after=(*run.after, digest)[-ANSWERED:], proposals=open_)
+def _can_be_refused(run: Run, proposal: Open) -> bool:
+    """Whether vetoes and denials end it. Else who stopped or narrowed a run alone could keep it so for good, and
+    two could keep it from being ended."""
+    return isinstance(proposal.statement, Amend) and not undoes(run, proposal.statement)
 
 
 def _tier(policy: Policy, scope: Scope, request: Request) -> Tier:

@@ -41,7 +41,7 @@ class State(StrEnum):
 
 
 ALIVE: Final = frozenset({State.PENDING, State.APPROVED, State.ACTIVE, State.SUSPENDED})
-"""States in which something may still be said about a run."""
+"""States in which everything may be said about a run that its rules allow."""
 
 
 class Vote(msgspec.Struct, frozen=True):
@@ -88,6 +88,17 @@ class Call:
     """When the signer wants the run to stop."""
     alone_us: int
     """When it does if nobody else suspends: not before the notice is over."""
+
+
+class Alone(msgspec.Struct, frozen=True):
+    """How long a party has kept a run suspended, or narrowed, by its own word."""
+
+    since_us: int
+    """When it would have begun, had it never been interrupted."""
+    ended_us: int | None = None
+    """When the last of it was taken back or undone; None while it is in force."""
+    parts: frozenset[str] = frozenset()
+    """Of the scope, that it narrowed."""
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -138,8 +149,14 @@ class Run(msgspec.Struct, frozen=True):
     """All that a root which calls keys compromised may take away."""
     said: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Bytes by each person, SAID_BYTES at most."""
+    granted: Scope | None = None
+    """What the quorum allowed last, before anybody narrowed it alone."""
+    suspended: Mapping[str, Alone] = msgspec.field(default_factory=dict)
+    """Party → how long by its suspensions; kept when they are over, so that they don't begin anew."""
+    narrowed: Mapping[str, Alone] = msgspec.field(default_factory=dict)
+    """Party → how long by its narrowings."""
     overruled: frozenset[str] = frozenset()
-    """Parties whose suspension the quorum lifted without them: the next one takes another party."""
+    """Parties of which the quorum undid, without them, what they did alone: they do it no more in this run."""
     proposals: Mapping[str, Open] = msgspec.field(default_factory=dict)
     started_us: int | None = None
     """When the first lease was issued."""
@@ -179,6 +196,15 @@ def state(run: Run, at_us: int, charged_tflop: int = 0) -> State:
     if run.stop_at_us is not None:
         return State.SUSPENDED
     return State.APPROVED if run.started_us is None else State.ACTIVE
+
+
+def is_over(run: Run, at_us: int) -> bool:
+    """Whether nothing may be said about the run any more. One whose window is over can still be widened: the window may
+    have been narrowed by one person, and what one person does isn't for good."""
+    at = state(run, at_us)
+    if at is State.EXPIRED and run.permit is not None:
+        return run.started_us is None and at_us > run.permit.start_by_us
+    return at not in ALIVE
 
 
 def excluded(run: Run, tier: Tier, standing: Standing) -> frozenset[str]:
@@ -226,19 +252,6 @@ def progress(run: Run, authority: Authority, index: int, at_us: int, subject: st
         tier, votes = proposal.tier, proposal.votes
     approvals = counted(run, tier, votes.values(), standing, at_us)
     return tally(tier.approve, [vote.person for vote in approvals], standing)
-
-
-def holdouts(run: Run, approvals: Iterable[Vote], at_us: int) -> frozenset[str]:
-    """Parties whose own suspension is so fresh that the run doesn't resume without them, and who don't approve yet."""
-    behind = {party_in(vote.person) for vote in approvals}
-    alone = {call.party for call in run.calls if is_fresh(run, call.party, at_us)}
-    return frozenset(alone - behind)
-
-
-def is_fresh(run: Run, party: str, at_us: int) -> bool:
-    """Whether a party's suspension, from the first of it in force on, still is its own matter."""
-    first_us = min((call.time_us for call in run.calls if call.party == party), default=at_us)
-    return at_us < first_us + run.policy.stop.alone_s * SECOND
 
 
 def party_in(person: str) -> str:

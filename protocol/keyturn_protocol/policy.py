@@ -80,7 +80,7 @@ class Stop(Record, frozen=True, kw_only=True):
     notice_s: Seconds
     """From the suspension to the moment at which all hosts stop; a sooner one takes a second organisation."""
     alone_s: Seconds
-    """For so long the suspender's party has to agree to a resumption."""
+    """For so long in all it takes a party's consent to undo what it did alone; a stop is put off by no more."""
     kill_s: Seconds
     """From SIGTERM to SIGKILL."""
 

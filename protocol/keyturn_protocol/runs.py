@@ -5,7 +5,7 @@ What they decide on later (to resume, to revoke for good, to amend) is a *propos
 permit that it answers, so that none can be played back. A *suspension* needs nobody else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal, assert_never
 
@@ -122,7 +122,8 @@ class Revoke(_Proposal, frozen=True, kw_only=True, tag="revoke"):
 
 
 class Amend(_Proposal, frozen=True, kw_only=True, tag="amend"):
-    """Another scope or spec. What only narrows takes effect at once when a veto-holder or the requester signs it."""
+    """Another scope or spec. What only narrows takes effect at once when a veto-holder or the requester signs it, and
+    ends the run no sooner than a suspension would."""
 
     scope: Scope
     spec: dict[SpecPart, Hex32 | None]
@@ -195,19 +196,23 @@ def _check_lists(part: Scope | Narrowing) -> None:
 
 def widens(narrow: Narrowing | Scope, scope: Scope) -> str | None:
     """The first part of ``narrow`` that isn't within ``scope``; None if it only narrows."""
+    return next(wider_parts(narrow, scope), None)
+
+
+def wider_parts(narrow: Narrowing | Scope, scope: Scope) -> Iterator[str]:
+    """The parts of ``narrow`` that aren't within ``scope``."""
     for name in ("budget_tflop", "chips", "not_after_us"):
         value = getattr(narrow, name)
         if value is not None and value > getattr(scope, name):
-            return name
+            yield name
     if narrow.not_before_us is not None and narrow.not_before_us < scope.not_before_us:
-        return "not_before_us"
+        yield "not_before_us"
     for name in _LISTS:
         value, whole = getattr(narrow, name), getattr(scope, name)
         if value is None and isinstance(narrow, Scope) and whole is not None:
-            return name
+            yield name
         if value is not None and whole is not None and not set(value) <= set(whole):
-            return name
-    return None
+            yield name
 
 
 def compose(scope: Scope, narrowings: Iterable[Narrowing | None]) -> Scope | None:

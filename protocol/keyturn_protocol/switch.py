@@ -19,7 +19,7 @@ from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import Lease
 from keyturn_protocol.lease_rules import check_node, check_rules, limits_of
 from keyturn_protocol.leases import Asked, Irregular, Ledger
-from keyturn_protocol.lifecycle import ALIVE, Run, State, started, state
+from keyturn_protocol.lifecycle import Run, State, is_over, started, state
 from keyturn_protocol.limits import PENDING
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.public_keys import PublicKey, parse_public_key
@@ -211,8 +211,8 @@ class Switch:
                 mine.discard(digest)
 
     def _forget_lapsed(self, requester: str, at_us: int) -> None:
-        """Runs whose time is over are open no more: no statement says so."""
-        left = {digest for digest in self._open.get(requester, ()) if state(self.runs[digest], at_us) in ALIVE}
+        """Runs whose time is over for good are open no more: no statement says so."""
+        left = {digest for digest in self._open.get(requester, ()) if not is_over(self.runs[digest], at_us)}
         if left:
             self._open[requester] = left
         else:

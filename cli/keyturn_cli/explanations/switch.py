@@ -75,8 +75,8 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "keyturn show RUN says where the run stands.",
     ),
     Why.OVERRULED: (
-        "The quorum resumed the run without this party, so that party alone can't suspend it again.",
-        "Another party with a veto has to suspend.",
+        "What this party did alone, suspending or narrowing, was undone without it, or has lasted as long as it may.",
+        "Another party with a veto has to suspend, or to narrow.",
     ),
     Why.STALE: (
         "It answers other events than there were: something happened in between, or it is an old one again.",
