@@ -13,7 +13,7 @@ import pytest
 from keyturn_agent.switch.asking import Ended, Over, Refused, ToExec, line, to_agent
 from keyturn_agent.switch.exec import Command, _Session, _signals
 from keyturn_agent.switch.scope import Place
-from keyturn_agent.switch.stub import REFUSED, main
+from keyturn_agent.switch.stub import REFUSED, TOKEN, main
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,11 @@ def test_nothing_is_waited_for_after_the_last_word(last: ToExec | None, asked: E
     assert (to_agent(said.removesuffix(b"\n")) if said else None) == asked
 
 
-def test_agent_that_is_gone_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "no.sock"), "0" * 64, "-", "0", "sh", "-c", "echo started"]) == REFUSED
+def test_agent_that_is_gone_starts_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, "0" * 64)
+    assert main([str(tmp_path / "no.sock"), "-", "0", "sh", "-c", "echo started"]) == REFUSED
     out, err = capfd.readouterr()
     assert (out, "the agent went away before the command began" in err) == ("", True)
 
@@ -66,10 +69,10 @@ def test_what_waits_for_its_chips_ends_with_ctrl_c_without_a_trace(tmp_path: Pat
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(path))
         agent.listen()
-        words = [str(path), "0" * 64, "-", "0", "echo", "started"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "keyturn_agent.switch.stub", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            [sys.executable, "-m", "keyturn_agent.switch.stub", str(path), "-", "0", "echo", "started"],
+            env=os.environ | {TOKEN: "0" * 64}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
         connection, _ = agent.accept()
         with connection:
             connection.recv(65_536)

@@ -4,7 +4,10 @@
          ← {"type":"told","text":"…"}    any number of times: what is waited for
          ← {"type":"leased",…}           the stub may be started
     stub → {"type":"begin","token":"…"}  from inside the run's cgroup or session
-         ← {"type":"go"}                 the chips are open: it becomes the command
+         ← {"type":"go","look":true}     the chips are open: it becomes the command
+    stub → {"type":"begun"}              it has, and is held: what the kernel says that it is can be looked at
+         ← {"type":"go","look":false}    it goes on
+    stub → {"type":"ended","status":127} it couldn't become the command
          ← {"type":"stop",…}             to exec: when the run stops, and why
     exec → {"type":"ended","status":0}
          ← {"type":"over",…}             what was charged
@@ -57,6 +60,10 @@ class Begin(Record, frozen=True, kw_only=True, tag_field="type", tag="begin"):
     token: Hex32
 
 
+class Begun(Record, frozen=True, kw_only=True, tag_field="type", tag="begun"):
+    """The process has become the command, of which nothing has run yet."""
+
+
 class Attach(Record, frozen=True, kw_only=True, tag_field="type", tag="attach"):
     """The one that started a job is back: it was another agent, or none, meanwhile."""
 
@@ -87,7 +94,9 @@ class Leased(Record, frozen=True, kw_only=True, tag_field="type", tag="leased"):
 
 
 class Go(Record, frozen=True, kw_only=True, tag_field="type", tag="go"):
-    """The chips are open."""
+    """The chips are open. ``look``: the agent wants to see what it becomes."""
+
+    look: bool
 
 
 class Stopping(Record, frozen=True, kw_only=True, tag_field="type", tag="stop"):
@@ -118,7 +127,7 @@ class Refused(Record, frozen=True, kw_only=True, tag_field="type", tag="refused"
     retry: bool
 
 
-ToAgent = Ask | Begin | Attach | Ended
+ToAgent = Ask | Begin | Begun | Attach | Ended
 ToExec = Told | Leased | Go | Stopping | Over | Refused
 
 
@@ -145,6 +154,7 @@ __all__ = [
     "Ask",
     "Attach",
     "Begin",
+    "Begun",
     "Ended",
     "Go",
     "Leased",

@@ -35,6 +35,7 @@ from keyturn_agent.switch.asking import (
 )
 from keyturn_agent.switch.scope import Place, places
 from keyturn_agent.switch.spec import describe
+from keyturn_agent.switch.stub import TOKEN
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.values import SpecPart
 
@@ -151,7 +152,7 @@ class _Session:
     def _start(self, leased: Leased) -> None:
         """Start the stub in the best place that there is; it becomes the command once the chips are open."""
         self.job = leased.job
-        env = os.environ | {"KEYTURN_LEASE": leased.lease, "KEYTURN_JOB": leased.job}
+        env = os.environ | {"KEYTURN_LEASE": leased.lease, "KEYTURN_JOB": leased.job, TOKEN: leased.token}
         if leased.notice is not None:
             env["KEYTURN_NOTICE"] = leased.notice
         if self.command.ask.chips is not None:
@@ -165,7 +166,7 @@ class _Session:
                 except OSError:
                     continue
             group = "-" if place.group is None else str(place.group)
-            stub = [sys.executable, "-m", "keyturn_agent.switch.stub", str(self.command.socket), leased.token, group]
+            stub = [sys.executable, "-m", "keyturn_agent.switch.stub", str(self.command.socket), group]
             self.place = place
             self.child = subprocess.Popen([*place.prefix, *stub, str(int(place.session)), *self.command.argv], env=env)
             for number in self.early:

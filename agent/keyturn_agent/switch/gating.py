@@ -103,7 +103,7 @@ class Gating:
         """The chips are open: let the command begin."""
         if live.phase is Phase.STARTING:
             if live.stub is not None:
-                live.stub.tell(Go())
+                live.stub.tell(Go(look=live.looked is not None))
                 live.stub = None
             live.move(Phase.RUNNING)
             self._look_us = 0

@@ -61,6 +61,9 @@ class Live:
     job: Job
     visitor: Visitor | None = None
     stub: Visitor | None = None
+    looked: Visitor | None = None
+    """The stub, until the agent has seen what it became."""
+    looked_us: int = 0
     ask: Ask | None = None
     digests: dict[Any, str] = field(default_factory=dict)
     token: str = ""

@@ -15,7 +15,7 @@ from keyturn_agent.ports import Clock, Sample, SwitchVerifier
 from keyturn_agent.status import LiveGate, LiveLease
 from keyturn_agent.store import Store
 from keyturn_agent.switch import scope
-from keyturn_agent.switch.asking import Ask, Attach, Begin, Ended, Stopping, Told
+from keyturn_agent.switch.asking import Ask, Attach, Begin, Begun, Ended, Stopping, Told
 from keyturn_agent.switch.door import Door, Heard, Visitor
 from keyturn_agent.switch.ending import Ending, alive, tell_refusal
 from keyturn_agent.switch.errands import Done, Errands
@@ -28,6 +28,7 @@ from keyturn_agent.switch.leasing import Leasing, request
 from keyturn_agent.switch.metering import Metering
 from keyturn_agent.switch.permits import Permits
 from keyturn_agent.switch.pin import Pin
+from keyturn_agent.switch.programs import Programs
 from keyturn_agent.switch.spec import NOTHING
 from keyturn_agent.switch.strangers import Strangers
 from keyturn_agent.switch.timers import Timers
@@ -76,6 +77,7 @@ class Lessee:
         self._permits = Permits(self._jobs, errands, pin, verifier, self._timers)
         self._gating = Gating(self._jobs, errands, gate, expected)
         self._ending = Ending(self._jobs, self._gating)
+        self._programs = Programs(self._jobs, self._gating, self._ending, self._timers)
         self._leasing = Leasing(self._jobs, errands, verifier, self._permits, self._timers, notices=self._gating.there)
 
     # -- for the daemon
@@ -104,7 +106,8 @@ class Lessee:
     def busy(self) -> bool:
         """Whether somebody waits, so that the loop should come back at once."""
         return self._door.waiting or any(
-            live.phase in (Phase.LOOKING, Phase.ASKING, Phase.STARTING, Phase.ENDING) for live in self._jobs
+            live.looked is not None or live.phase in (Phase.LOOKING, Phase.ASKING, Phase.STARTING, Phase.ENDING)
+            for live in self._jobs
         )
 
     @property
@@ -166,11 +169,15 @@ class Lessee:
                 self._begin_run(heard.visitor, token)
             case Attach(job=job):
                 self._attach(heard.visitor, job)
+            case Begun():
+                self._programs.begun(heard.visitor)
             case Ended(status=status):
+                self._programs.ended(heard.visitor, status)
                 for live in self._jobs.of(heard.visitor):
                     why = stopped_by(live.stop, self._jobs.now())
                     self._ending.end(live, why or f"the command ended with {status}")
             case None:
+                self._programs.left(heard.visitor)
                 for live in self._jobs.of(heard.visitor):
                     live.visitor = None
                     if live.phase in (Phase.LOOKING, Phase.ASKING, Phase.LEASED):
@@ -209,12 +216,21 @@ class Lessee:
 
     def _begin_run(self, visitor: Visitor, token: str) -> None:
         live = next((each for each in self._jobs if each.token and secrets.compare_digest(each.token, token)), None)
-        if live is None or live.phase is not Phase.LEASED:
+        asker = None if live is None else live.visitor
+        if (
+            live is None
+            or live.phase is not Phase.LEASED
+            or asker is None
+            or visitor.uid != asker.uid
+            # A token may be stolen; whose child it is the kernel says, and whose lease it isn't keeps it waiting.
+            or scope.parent_of(visitor.pid) != asker.pid
+        ):
             tell_refusal(visitor, RefusedError("no_job", "no such command waits"))
             return
         live.token = ""
         try:
             target = scope.target_of(visitor.pid, visitor.uid)
+            self._programs.begin(live, visitor)
         except RefusedError as error:
             tell_refusal(visitor, error)
             self._ending.refuse(live, error)
@@ -260,6 +276,7 @@ class Lessee:
         if live.lease is None or holding is None:
             return
         self._permits.follow(live, now)
+        self._programs.step(live, now)
         if holding.origin != self._store.log.name.origin:
             self._moved(live, now)
             return

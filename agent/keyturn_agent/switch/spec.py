@@ -107,12 +107,13 @@ def _same(part: SpecPart, approved: object, got: object, word: Checked) -> Check
         return word
     raise RefusedError(
         f"other_{_NAME[part]}",
-        f"another {_NAME[part]} than was approved (expected {_shown(approved)}, got {_shown(got)})",
+        f"another {_NAME[part]} than was approved (expected {shown(approved)}, got {shown(got)})",
         hint="a change of the spec is amended with keyturn amend, or asked for as a new run",
     )
 
 
-def _shown(value: object) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def shown(value: object) -> str:
+    """A value for people: on one line, and not longer than that."""
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 200 else text[:199] + "…"
