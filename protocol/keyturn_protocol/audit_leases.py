@@ -5,28 +5,27 @@ the leaves that cover it, in the order of the verifier's log (:class:`Taking`).
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from keyturn_protocol.audit_left_out import LeftOut
 from keyturn_protocol.bundle import BundleReader, lease_path
 from keyturn_protocol.charging import Charge, Survivor
 from keyturn_protocol.claim_findings import Listings
 from keyturn_protocol.claims import Claims, Naming, naming_in
 from keyturn_protocol.entries import Entry, Inventory, Permit
 from keyturn_protocol.entries import Lease as LeaseEntry
-from keyturn_protocol.entry_switch import LeaseBody, PermitBody, SpecChecks
+from keyturn_protocol.entry_switch import LeaseBody, PermitBody
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_protocol.findings import Finding, FindingCode, finding
-from keyturn_protocol.ids import Origin, parse_origin
+from keyturn_protocol.ids import LogName, Origin, parse_origin
 from keyturn_protocol.lease import Lease, parse_lease
-from keyturn_protocol.lease_rules import leasable
+from keyturn_protocol.lease_rules import leasable, limits_of
 from keyturn_protocol.leases import Asked
-from keyturn_protocol.leaves import EnrolmentBody, NodeCheckpoint
+from keyturn_protocol.leaves import Enrolment, EnrolmentBody, NodeCheckpoint
 from keyturn_protocol.leaves import Lease as LeaseLeaf
 from keyturn_protocol.switch import Switch
-
-_UNKNOWN: Final = SpecChecks(argv="unchecked", config="unchecked", data="unchecked", image="unchecked")
 
 
 class BundleLeases(Mapping[str, Lease]):
@@ -139,25 +138,35 @@ class LogOfLeases(Protocol):
 class Taking:
     """Takes what was gathered at the leaves that cover it, and holds every lease against the switch."""
 
-    def __init__(self, enrolments: Mapping[str, EnrolmentBody], logs: Mapping[str, LogOfLeases], missing: set[str]):
+    def __init__(self, enrolments: Mapping[str, EnrolmentBody], logs: Mapping[str, LogOfLeases], missing: Set[str]):
         """
-        :param logs: by origin, those that verify.
-        :param missing: origins of logs of which not all is here: nothing can be said about what they asked for.
+        :param logs: by origin, those that are in the bundle.
+        :param missing: origins of logs of which not all is here: what they asked for and reported is unknown.
         """
         self.findings: list[Finding] = []
         self._enrolments = enrolments
-        self._asks = {origin: iter(log.gathered.asks) for origin, log in logs.items()}
+        self._asks = {origin: iter(log.gathered.asks) for origin, log in logs.items() if origin not in missing}
         self._words = {origin: iter(log.gathered.words) for origin, log in logs.items()}
         self._next_ask: dict[str, Ask] = {}
         self._next_word: dict[str, Word] = {}
         self._asked: dict[tuple[str, str], dict[_Fields, list[Asked]]] = {}
-        """Node and nonce → entries that no lease has answered yet, oldest first, by what a lease repeats of them. A
+        """Log and nonce → entries that no lease has answered yet, oldest first, by what a lease repeats of them. A
         host that says a nonce twice puts no verifier in the wrong."""
-        self._missing: dict[str, Origin] = {parse_origin(origin).node_id: Origin(origin) for origin in missing}
+        self._newest: dict[str, LogName] = {}
+        """Node → its log that is open: what its earlier ones asked for, no lease answers any more."""
+        self._left_out = LeftOut(missing) if missing else None
+        self._unknown = {parse_origin(origin).node_id for origin in missing}
+        """Nodes of which nobody can tell since when they name a chip."""
         self._under: set[tuple[str, str]] = set()
         self._namings = {origin: deque(log.gathered.namings) for origin, log in logs.items()}
         self.claims = Claims()
         self.listings = Listings()
+
+    def enrolment(self, leaf: Enrolment) -> None:
+        """A log is opened."""
+        name = parse_origin(leaf.body.origin)
+        if self._newest.setdefault(name.node_id, name).incarnation < name.incarnation:
+            self._newest[name.node_id] = name
 
     def _heard(self, leaf: NodeCheckpoint) -> None:
         """What a segment says about chips; of a log that isn't here, that there was one."""
@@ -173,17 +182,18 @@ class Taking:
         if enrolment is None:
             return
         self._heard(leaf)
-        if origin not in self._asks:
-            return
-        while (ask := self._next_ask.pop(origin, None) or next(self._asks[origin], None)) is not None:
+        if self._left_out is not None and origin in self._left_out:
+            self._left_out.checkpoint(leaf)
+        asks, words = self._asks.get(origin, iter(())), self._words.get(origin, iter(()))
+        while (ask := self._next_ask.pop(origin, None) or next(asks, None)) is not None:
             if ask.seq >= size:
                 self._next_ask[origin] = ask
                 break
             organisation, site = enrolment.organisation, enrolment.site
             asked = Asked(origin, ask.seq, ask.boot_id, ask.body, organisation, site, ask.listed, leaf.index)
-            said = self._asked.setdefault((enrolment.node_id, ask.body.nonce), {})
+            said = self._asked.setdefault((origin, ask.body.nonce), {})
             said.setdefault(_fields(ask.boot_id, ask.body), []).append(asked)
-        while (word := self._next_word.pop(origin, None) or next(self._words[origin], None)) is not None:
+        while (word := self._next_word.pop(origin, None) or next(words, None)) is not None:
             if word.seq >= size:
                 self._next_word[origin] = word
                 break
@@ -192,6 +202,8 @@ class Taking:
     def _word(self, switch: Switch, origin: Origin, word: Word, leaf: NodeCheckpoint) -> None:
         for code, detail in switch.report(origin, word.seq, word.body, leaf.index, leaf.time_us):
             self._find(FindingCode(code), origin, detail, word.seq, word.time_us)
+        if self._left_out is not None:
+            self._left_out.ledger.report(origin, word.seq, word.body, leaf.time_us)
         said = int(word.body.charged_flop)
         if said < word.flop and (origin, word.body.lease) not in self._under:
             self._under.add((origin, word.body.lease))
@@ -206,40 +218,54 @@ class Taking:
         kind = "run" if lease.allowance is None else lease.allowance.kind
         if kind != leaf.body.kind:
             raise ProtocolError(Code.BAD_LEASE, "of another kind than its leaf", expected=leaf.body.kind, got=kind)
-        said = self._asked.get((lease.node_id, lease.nonce), {})
-        if not said and lease.node_id in self._missing:
-            asked = _as_told(lease, self._missing[lease.node_id], leaf.index)
-            switch.grant(lease, leaf.body.sha256, asked, leaf.index, leaf.time_us)
-            return
+        log = self._newest.get(lease.node_id)
+        if log is not None and self._left_out is not None and log.origin in self._left_out:
+            asked = self._left_out.asked(lease, self._enrolments[log.origin], leaf.index)
+            wrong = self._wrong(switch, lease, asked, leaf)
+        else:
+            asked, wrong = self._answered(switch, lease, log, leaf)
+        # Also one that should never have been issued: whoever was granted it may have used it.
+        switch.grant(lease, leaf.body.sha256, asked, leaf.index, leaf.time_us)
+        if self._left_out is not None:
+            limits = limits_of(switch.authority, None if lease.run is None else switch.run_of(lease.run), leaf.index)
+            self._left_out.ledger.grant(lease, leaf.body.sha256, asked, limits, leaf.time_us)
+        if wrong is not None:
+            raise wrong
+
+    def _answered(
+        self, switch: Switch, lease: Lease, log: LogName | None, leaf: LeaseLeaf
+    ) -> tuple[Asked, ProtocolError | None]:
+        """Which of a log's entries a lease answers: the first that it may; and what it breaks, if there is none.
+
+        :raises ProtocolError: ``bad_lease``: nothing asked for it.
+        """
+        place = ("" if log is None else log.origin, lease.nonce)
+        said = self._asked.get(place)
         if not said:
             got = f"node {lease.node_id}, nonce {lease.nonce}"
             raise ProtocolError(Code.BAD_LEASE, "it answers no permit entry that an earlier leaf covers", got=got)
         fields = _fields_of(lease)
         fields = fields if fields in said else next(iter(said))
         open_asks = said.pop(fields)
-        at, wrong = self._answered(switch, lease, open_asks, leaf)
-        # Also one that should never have been issued: whoever was granted it may have used it.
-        switch.grant(lease, leaf.body.sha256, open_asks[at], leaf.index, leaf.time_us)
+        at, wrong = 0, self._wrong(switch, lease, open_asks[0], leaf)
+        if wrong is not None:
+            others = range(1, len(open_asks))
+            at = next((i for i in others if self._wrong(switch, lease, open_asks[i], leaf) is None), 0)
         if rest := open_asks[at + 1 :]:
             said[fields] = rest
         if not said:
-            del self._asked[lease.node_id, lease.nonce]
-        if wrong is not None:
-            raise wrong
+            del self._asked[place]
+        return open_asks[at], None if at else wrong
 
-    def _answered(
-        self, switch: Switch, lease: Lease, asked: Sequence[Asked], leaf: LeaseLeaf
-    ) -> tuple[int, ProtocolError | None]:
-        """Which of the entries a lease answers: the first that it may; and what it breaks, if there is none."""
-        wrong = None
-        for at, one in enumerate(asked):
-            try:
-                switch.check_lease(lease, one, self.claims, leaf.index, leaf.time_us)
-            except ProtocolError as error:
-                wrong = wrong or error
-            else:
-                return at, None
-        return 0, wrong
+    def _wrong(self, switch: Switch, lease: Lease, asked: Asked, leaf: LeaseLeaf) -> ProtocolError | None:
+        """What a lease breaks that answers this entry."""
+        claims = Claims() if lease.node_id in self._unknown else self.claims
+        ledger = None if self._left_out is None else self._left_out.ledger
+        try:
+            switch.check_lease(lease, asked, claims, leaf.index, leaf.time_us, ledger=ledger)
+        except ProtocolError as error:
+            return error
+        return None
 
     def _find(self, code: FindingCode, origin: str, detail: str, seq: int, time_us: int) -> None:
         self.findings.append(finding(code, origin, detail, seq=seq, from_us=time_us, to_us=time_us))
@@ -253,21 +279,6 @@ def _fields_of(lease: Lease) -> _Fields:
     kind = "run" if lease.allowance is None else lease.allowance.kind
     lineage = None if lease.allowance is None else lease.allowance.lineage
     return lease.boot_id, kind, lease.run, lineage, tuple(lease.chips)
-
-
-def _as_told(lease: Lease, origin: Origin, index: int) -> Asked:
-    """The entry that a lease of a log that isn't here must have answered."""
-    body = PermitBody(
-        chips=lease.chips,
-        group="",
-        hosts=1,
-        kind="run" if lease.allowance is None else lease.allowance.kind,
-        lineage=None if lease.allowance is None else lease.allowance.lineage,
-        nonce=lease.nonce,
-        run=lease.run,
-        spec=_UNKNOWN,
-    )
-    return Asked(origin, lease.sequence, lease.boot_id, body, "", "", frozenset(lease.chips), index)
 
 
 def survivor_findings(origin: str, survivors: Sequence[Survivor]) -> list[Finding]:

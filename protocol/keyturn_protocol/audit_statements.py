@@ -73,6 +73,7 @@ def said(
         match leaf:
             case Enrolment():
                 enrolled.add(leaf.body.node_id)
+                taking.enrolment(leaf)
                 continue
             case NodeCheckpoint():
                 taking.checkpoint(fold.switch, leaf)

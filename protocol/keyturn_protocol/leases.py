@@ -95,7 +95,7 @@ class Ledger:
 
         :param but: a log that doesn't count.
         """
-        holds = self._holds.get(_held_by(subject))
+        holds = self._holds.get(held_by(subject))
         return holds.held(at_us, but=f"{subject} {but}") if holds else 0
 
     def available_tflop(self, lease: Lease, origin: Origin, limits: Scope | Allowance, at_us: int) -> int:
@@ -174,7 +174,7 @@ class Ledger:
         logs.setdefault(origin, set()).add(subject)
         if lease.allowance is not None:
             self.free.join(subject, lease.allowance, name.node_id)
-        holds = self._holds.setdefault(_held_by(subject), Holds())
+        holds = self._holds.setdefault(held_by(subject), Holds())
         holds.limit = limits.chips
         self._settle(subject, origin, account, before, at_us)
 
@@ -213,12 +213,14 @@ class Ledger:
                 account.hold((replace(grant, adopted=True), *later))
         for one in closed:
             self._open.pop(one.hash, None)
-        holds = self._holds[_held_by(subject)]
         # A host that comes back after its chips went to another is charged, but gets them back only if there is room.
-        back = at_us - account.heard_us < SILENT_US or holds.room(at_us) >= account.chips
+        back = at_us - account.heard_us < SILENT_US or self._has_room(subject, account.chips, at_us)
         account.heard_us = max(at_us, account.heard_us) if back else account.heard_us
         self._settle(subject, origin, account, before, at_us)
         return tuple(found)
+
+    def _has_room(self, subject: str, chips: int, at_us: int) -> bool:
+        return self._holds[held_by(subject)].room(at_us) >= chips
 
     def _opened(self, subject: str, origin: Origin) -> Account:
         return self.subjects.setdefault(subject, Subject()).accounts.setdefault(origin, Account())
@@ -238,7 +240,7 @@ class Ledger:
         sums.charged_tflop += after.counted - before.counted
         sums.committed_tflop += after.committed - before.committed
         until_us = min(account.expires_us, account.heard_us + SILENT_US)
-        self._holds[_held_by(subject)].put(f"{subject} {origin}", account.chips, until_us, at_us)
+        self._holds[held_by(subject)].put(f"{subject} {origin}", account.chips, until_us, at_us)
         spent, left = after.spent - before.spent, after.committed - after.spent
         self.free.settle(subject, origin, spent, left, account.expires_us, at_us)
 
@@ -253,7 +255,7 @@ def _sums(account: Account) -> _Sums:
     return _Sums(account.spent_tflop, account.counted_tflop, account.committed_tflop)
 
 
-def _held_by(subject: str) -> str:
+def held_by(subject: str) -> str:
     """Whose chips at once are counted together: a run's, or all of an organisation's under its allowance."""
     return subject.rpartition("/")[0] if subject.startswith("allowance/") else subject
 

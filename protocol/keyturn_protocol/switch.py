@@ -156,20 +156,31 @@ class Switch:
         self.runs[found.hash] = started(found, time_us)
         self.index = index
 
-    def check_lease(self, lease: Lease, asked: Asked, claims: Claims, index: int, time_us: int) -> None:
+    def check_lease(
+        self,
+        lease: Lease,
+        asked: Asked,
+        claims: Claims,
+        index: int,
+        time_us: int,
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
         """Whether a lease may be the next leaf; nothing is changed.
 
         :param asked: the entry that it answers.
         :param claims: of nodes to the chips of the lease, as of the leaves before.
+        :param ledger: what leases took, for who can't see all of it; else the switch's own.
         :raises Refused: with the first rule that it breaks.
         """
         self._check_order(index)
+        ledger = self.ledger if ledger is None else ledger
         run = None if lease.run is None else self.run_of(lease.run)
-        charged = 0 if run is None else self.ledger.charged_tflop(run.hash)
+        charged = 0 if run is None else ledger.charged_tflop(run.hash)
         check_node(asked, self.replaced)
         check_rules(self.authority, run, lease, asked, charged_tflop=charged, index=index, time_us=time_us)
         check_claims(claims, parse_origin(asked.origin).node_id, lease.chips, self.replaced, time_us)
-        self.ledger.check(lease, asked, limits_of(self.authority, run, index), time_us)
+        ledger.check(lease, asked, limits_of(self.authority, run, index), time_us)
 
     def grant(self, lease: Lease, lease_hash: str, asked: Asked, index: int, time_us: int) -> None:
         """Take the leaf of a lease that :meth:`check_lease` let pass, or that was logged although it didn't.
