@@ -80,7 +80,7 @@ class FindingCode(StrEnum):
     CHIP_CLAIMED = "chip_claimed"
     """Two nodes listed one chip at once."""
     LEASE_UNKNOWN = "lease_unknown"
-    """A node runs under a lease that the verifier's log doesn't have, or that isn't its own."""
+    """A node runs under a lease that the verifier's log doesn't have, or that isn't its own: host or verifier lies."""
     LEASE_ROLLBACK = "lease_rollback"
     """A node says that it has charged less than it said before: its state is from a backup."""
     LEASE_UNDERCHARGED = "lease_undercharged"

@@ -12,7 +12,7 @@ from keyturn_protocol.audit_tree import audit_verifier_log
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.claims import LIVE_S
 from keyturn_protocol.entry_log import RetiredBody
-from keyturn_protocol.findings import FindingCode
+from keyturn_protocol.findings import FindingCode, Severity
 from keyturn_protocol.lease import AllowanceName
 from keyturn_protocol.lease_accounts import CHIP_TFLOP_S
 from keyturn_protocol.lifecycle import State
@@ -463,7 +463,12 @@ class TestHosts:
         host = site.host("a")
         host.lease(host.uuids, run=site.run)
         site.receive(host.works())
-        passes(site, FindingCode.LEASE_UNKNOWN)
+        report = passes(site, FindingCode.LEASE_UNKNOWN)
+        (found,) = [one for one in report.findings if one.code is FindingCode.LEASE_UNKNOWN]
+        (run,) = report.runs
+        # Nobody but the host has the note, so who made it is for people to find out; it stands on top.
+        assert (found.severity, found.origin) == (Severity.HIGH, host.origin)
+        assert (run.charged_tflop, run.committed_tflop, run.recomputed_flop) == (0, 0, 0)
 
     def test_a_workload_that_goes_on_after_the_end(self) -> None:
         site = LeasedSite()

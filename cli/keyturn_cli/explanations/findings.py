@@ -91,8 +91,9 @@ FINDINGS: Final[Mapping[FindingCode, tuple[str, str]]] = {
         "Find out which of the two has it. keyturn replace OLD NEW says that a host became another, and ends the old.",
     ),
     FindingCode.LEASE_UNKNOWN: (
-        "A node says that it runs under a lease that the verifier's log doesn't have, or that is another node's.",
-        "Somebody made that lease outside of the log, or moved it: ask who has the lease key, and look at the host.",
+        "A node runs under a lease that the verifier's log doesn't have, or that isn't its own. It counts for no run.",
+        "Host or verifier is in the wrong: have the host show the lease. Is it signed, the verifier kept it out of "
+        "its log, or somebody has its lease key; else the host made it up, or took another's.",
     ),
     FindingCode.LEASE_ROLLBACK: (
         "A node says that it has charged less than it said before: its state came from a backup.",
