@@ -1,9 +1,9 @@
 """Chips that nobody can begin to compute on: NVML's compute mode PROHIBITED. The only module that imports ``pynvml``.
 
 Who gets around it: root (``nvidia-smi -c 0``; the gate sees it, says so and locks again), and whoever had a context
-before the chip was locked, which goes on: it is said, and never killed. The mode is not kept over a reboot or an unload
-of the driver, so it is set again at start, and looked at every few seconds; the library stays open meanwhile, which
-keeps the driver's state. Setting it takes root.
+before a chip was opened for a lease, which goes on: it is said, and never killed. The mode is not kept over a reboot or
+an unload of the driver, so it is set again at start, and looked at every few seconds; the library stays open meanwhile,
+which keeps the driver's state. Setting it takes root.
 
 On a GPU that is divided (MIG) NVML sets no compute mode, "changing it is not supported" (NVML API reference,
 ``nvmlDeviceSetComputeMode``). Each instance is tried, for drivers that come to have it, and one that can't be locked is
@@ -33,6 +33,8 @@ _TEXT: Final = {
 _AS_A_WHOLE: Final = (1, 9, 12, 18)
 """What means that the library has to be opened again."""
 _NOT_FOUND: Final = 6
+_NOBODY: Final = (3, 13, 15)
+"""What means that a chip's processes are never listed, or that it is lost to them too."""
 
 
 class ComputeMode:
@@ -113,15 +115,14 @@ def _instances(handle: Any) -> list[Any]:
 
 
 def _seen(uuid: str, handle: Any) -> Seen:
-    contexts = _contexts(handle)
     try:
-        return Seen(uuid, int(_call("nvmlDeviceGetComputeMode", handle)), contexts)
+        return Seen(uuid, int(_call("nvmlDeviceGetComputeMode", handle)), _contexts(handle))
     except _Failed as failure:
-        return Seen(uuid, None, contexts, str(failure))
+        return Seen(uuid, None, _contexts(handle), str(failure))
 
 
-def _contexts(handle: Any) -> tuple[int, ...]:
+def _contexts(handle: Any) -> tuple[int, ...] | None:
     try:
-        return tuple(sorted(process.pid for process in _call("nvmlDeviceGetComputeRunningProcesses", handle)))
-    except _Failed:
-        return ()
+        return tuple(sorted({process.pid for process in _call("nvmlDeviceGetComputeRunningProcesses", handle)}))
+    except _Failed as failure:
+        return () if failure.code in _NOBODY else None

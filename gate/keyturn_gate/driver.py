@@ -1,4 +1,4 @@
-"""What a kind of gate can do about chips: a port, and the driver that does nothing.
+"""What a kind of gate can do about chips: a port, and the driver that only looks.
 
 ``observe``       nothing is locked or stopped; what would be is said. Anybody gets around it.
 ``compute_mode``  see :mod:`~keyturn_gate.compute_mode`.
@@ -21,8 +21,8 @@ class Seen:
 
     uuid: str
     mode: int | None
-    contexts: tuple[int, ...]
-    """Pids that compute on it."""
+    contexts: tuple[int, ...] | None
+    """Pids that compute on it; None: the driver doesn't say."""
     detail: str | None = None
 
 
@@ -52,13 +52,24 @@ class Driver(Protocol):
 
 
 class Observe:
-    """Sees no chips and locks none."""
+    """Locks no chip; sees who computes on them where there is NVML, of which it lets go after each look."""
 
     kind: Kind = "observe"
     locked_mode = -1
 
     def look(self) -> Sequence[Seen]:
-        return ()
+        try:
+            # The binding is only needed for this, and only while there are grants.
+            from keyturn_gate.compute_mode import ComputeMode
+        except ImportError:
+            return ()
+        eyes = ComputeMode()
+        try:
+            return [Seen(each.uuid, None, each.contexts) for each in eyes.look()]
+        except DriverError:
+            return ()
+        finally:
+            eyes.close()
 
     def set_mode(self, uuid: str, mode: int) -> None:
         raise DriverError(f"observing sets no mode (asked for {mode} on {uuid})")

@@ -18,6 +18,7 @@ from keyturn_gate import host
 from keyturn_gate.errors import GateError
 from keyturn_gate.grants import Held
 from keyturn_gate.messages import Event, Released
+from keyturn_gate.strays import Look, Process
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,13 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     found: dict[str, int]
     released: Released | None
     events: list[Event]
+    before: dict[str, list[Process]] = {}
+    """By job: who computed on its chips before they were opened for it."""
+
+    @property
+    def wonders(self) -> bool:
+        """Whether a grant has still to be told who computes on its chips: one that is new, or over."""
+        return any(job not in self.before or grant.closed_us is not None for job, grant in self.grants.items())
 
 
 class Keeper:
@@ -76,7 +84,9 @@ class Keeper:
         self._kept = kept
         if kept.boot_id != self.boot_id:
             # Modes were reset with the boot: what is found from here on is what there is to restore.
-            self._save(msgspec.structs.replace(kept, boot_id=self.boot_id, grants={}, found={}, released=None))
+            self._save(
+                msgspec.structs.replace(kept, boot_id=self.boot_id, grants={}, found={}, released=None, before={})
+            )
             for grant in kept.grants.values():
                 self.note("rebooted", grant.job, f"the host was booted again; lease {grant.lease} ended with that")
         return self._kept
@@ -108,7 +118,23 @@ class Keeper:
         """Forget a grant: from here on its chips are to be locked."""
         with self._lock:
             grants = {name: grant for name, grant in self._kept.grants.items() if name != job}
-            self._save(msgspec.structs.replace(self._kept, grants=grants))
+            before = {name: there for name, there in self._kept.before.items() if name != job}
+            self._save(msgspec.structs.replace(self._kept, grants=grants, before=before))
+
+    def looked(self, look: Look) -> Kept:
+        """Keep who computes on the chips of each new grant; returns what is kept, by which chips may be opened.
+
+        What is opened by that and nothing newer is opened after who was there is on disk.
+        """
+        with self._lock:
+            new = {
+                job: sorted(look.on(grant.chips), key=lambda process: process.pid)
+                for job, grant in self._kept.grants.items()
+                if job not in self._kept.before and grant.closed_us is None
+            }
+            if new:
+                self._save(msgspec.structs.replace(self._kept, before={**self._kept.before, **new}))
+            return self._kept
 
     def find(self, uuid: str, mode: int) -> None:
         """Keep the mode that a chip had; before it is set to anything else."""

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from keyturn_gate import host, processes
 from keyturn_gate.driver import Driver, DriverError, Seen
-from keyturn_gate.keeper import Keeper
+from keyturn_gate.keeper import Keeper, Kept
 from keyturn_gate.messages import Chip, State
+from keyturn_gate.strays import Look
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Locker:
         self._asked = self._done = 0
         self._stop = False
         self._chips: dict[str, Chip] = {}
+        self._look: Look | None = None
         self._trouble: str | None = None
         self._said: dict[str, str] = {}
         self._told: dict[str, tuple[int, ...]] = {}
@@ -66,6 +69,12 @@ class Locker:
         with self._turn:
             return self._trouble
 
+    @property
+    def look(self) -> Look | None:
+        """Who computes where, by the last pass that the driver answered; chips were set by it before this is here."""
+        with self._turn:
+            return self._look
+
     def stop(self, seconds: float) -> None:
         """End the thread; a call that hangs is left behind."""
         with self._turn:
@@ -92,6 +101,11 @@ class Locker:
 
     def _pass(self) -> bool:
         """One pass; returns whether to look again soon."""
+        observes = self._driver.kind == "observe"
+        if observes and not self._keeper.kept.wonders:
+            # It keeps its hands off the driver, which somebody may want to unload, until there is something to see.
+            return False
+        began_us = host.boottime_us()
         try:
             seen = self._driver.look()
         except DriverError as error:
@@ -101,15 +115,19 @@ class Locker:
                 self._chips = {}
             return True
         self._say("driver", "trouble", "")
-        chips = {each.uuid: self._settle(each) for each in seen}
+        look = Look(
+            began_us, {one.uuid: None if one.contexts is None else processes.seen(one.contexts) for one in seen}
+        )
+        kept = self._keeper.looked(look)
+        chips = {} if observes else {each.uuid: self._settle(each, kept) for each in seen}
         with self._turn:
-            self._chips, self._trouble = chips, None
+            self._chips, self._trouble, self._look = chips, None, look
         wrong = [chip for chip in chips.values() if chip.state == "unknown"]
-        return bool(wrong)
+        return bool(wrong) or any(grant.closed_us is not None for grant in kept.grants.values())
 
-    def _settle(self, seen: Seen) -> Chip:
-        kept = self._keeper.kept
-        opened = kept.released is not None or any(seen.uuid in grant.chips for grant in kept.grants.values())
+    def _settle(self, seen: Seen, kept: Kept) -> Chip:
+        grants = [grant for grant in kept.grants.values() if seen.uuid in grant.chips]
+        opened = kept.released is not None or any(grant.closed_us is None for grant in grants)
         found, locked = kept.found.get(seen.uuid), self._driver.locked_mode
         if seen.mode is None:
             self._say(seen.uuid, "cannot_lock", f"{seen.uuid} can't be locked: {seen.detail}")
@@ -131,17 +149,18 @@ class Locker:
                 return self._chip(seen, "cannot_lock" if refused else "unknown", found, str(error))
             logger.info("%s is %s", seen.uuid, "open" if opened else "locked")
         self._say(seen.uuid, "cannot_lock", "")
-        self._contexts(seen, opened=opened)
+        # Who came under a grant that is ending is the gate's to stop.
+        self._contexts(seen, opened=opened or bool(grants))
         if opened and wanted == locked:
             return self._chip(seen, "prohibited", found, "nobody could compute on it before the gate came")
         return self._chip(seen, "open" if opened else "locked", found, None)
 
     def _chip(self, seen: Seen, state: State, found: int | None, detail: str | None) -> Chip:
-        return Chip(uuid=seen.uuid, state=state, found=found, contexts=len(seen.contexts), detail=detail)
+        return Chip(uuid=seen.uuid, state=state, found=found, contexts=len(seen.contexts or ()), detail=detail)
 
     def _contexts(self, seen: Seen, *, opened: bool) -> None:
         """Who computes on a chip that is locked had begun before: said once, and left alone."""
-        strangers = () if opened else seen.contexts
+        strangers = () if opened else seen.contexts or ()
         if strangers and strangers != self._told.get(seen.uuid):
             pids = ", ".join(map(str, strangers[:20]))
             self._keeper.note("contexts", None, f"{seen.uuid} is locked, and in use since before: process {pids}")

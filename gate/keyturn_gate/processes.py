@@ -1,21 +1,24 @@
 """The processes of a run: which they are, and how they are signalled.
 
-A run is a cgroup, which the kernel keeps and no process leaves by itself, or a session, which a process leaves with
-``setsid``. A number is only signalled through a pidfd that was opened before the number was seen to belong to the run:
-between a look and a signal the kernel may give it to somebody else.
+A run is a cgroup, which a process leaves where its owner may move it (root, or a user's own service manager), or a
+session, which a process leaves with ``setsid``; :mod:`~keyturn_gate.strays` tells who left and computes. A number is
+only signalled through a pidfd that was opened before the number was seen to belong to the run: between a look and a
+signal the kernel may give it to somebody else.
 """
 
 import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from keyturn_gate import host
 from keyturn_gate.errors import GateError
 from keyturn_gate.messages import Target
+from keyturn_gate.strays import Process
 
 _PROC: Final = Path("/proc")
 _SLICE: Final = ".slice"
@@ -70,15 +73,32 @@ def members(target: Target) -> list[int]:
     ]
 
 
-def tell(target: Target, number: int) -> None:
-    """Signal the run's first process, if it is still that one."""
+def tell(pid: int, start: int | None, number: int) -> None:
+    """Signal a process, if it is still the one that started then."""
     with contextlib.suppress(OSError):
-        fd = os.pidfd_open(target.pid)
+        fd = os.pidfd_open(pid)
         try:
-            if _start(target.pid) == target.start:
+            if start is not None and _start(pid) == start:
                 signal.pidfd_send_signal(fd, number)
         finally:
             os.close(fd)
+
+
+def alive(process: Process) -> bool:
+    """Whether it is still there, and more than a zombie."""
+    stat = _stat(process.pid)
+    return stat is not None and stat[2] == process.start and stat[3]
+
+
+def seen(pids: Iterable[int]) -> tuple[Process, ...]:
+    """Which processes these are, at first sight. Zombies compute no more."""
+    ours = host.first_pids()
+    found = []
+    for pid in pids:
+        stat = _stat(pid) if ours else None
+        if stat is None or stat[3]:
+            found.append(Process(pid=pid, start=None if stat is None else stat[2]))
+    return tuple(found)
 
 
 def signal_all(target: Target, number: int) -> int:

@@ -53,6 +53,7 @@ def test_the_mode_that_was_found_comes_back(folder: Path, stub_environ: dict[str
         assert states(served) == {"GPU-0": "open", "GPU-1": "open"}
         served.ask(verb="stop", job=JOB, why="over")
         until(lambda: control.mode(0) == PROHIBITED)
+        served.event("ended")
         served.kill()
         served.start()
         served.grant()
@@ -146,8 +147,12 @@ def test_a_driver_that_hangs_holds_no_stop_up(
         until(lambda: control.get("hanging"))
         served.ask(verb="stop", job=JOB, why="suspended")
         assert run.ended() < 0
-        served.event("ended")
+        # Nobody waits for a driver that may never answer; who computes is looked at when it does.
+        assert "the driver doesn't answer" in served.event("unseen")["detail"]
+        assert served.status()["grants"] == []
+        assert "ended" not in served.kinds()
         control.set("release", 1)
+        served.event("ended")
 
 
 def test_who_computed_before_a_chip_was_locked_is_said_and_left_alone(
