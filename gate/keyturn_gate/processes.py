@@ -190,7 +190,9 @@ def _stat(pid: int) -> tuple[int, int, int, bool] | None:
     fields = data.rpartition(b")")[2].split()
     if len(fields) < 20:
         return None
-    return pid, int(fields[3]), int(fields[19]), fields[0] not in (b"Z", b"X", b"x")
+    # A first thread that ended is a zombie while others of its process go on.
+    alive = fields[0] not in (b"Z", b"X", b"x") or int(fields[17]) > 1
+    return pid, int(fields[3]), int(fields[19]), alive
 
 
 def _start(pid: int) -> int | None:

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from keyturn_agent.switch import gatelink, scope
 from keyturn_gate import processes
 from keyturn_gate.messages import Target
 from tests.support.gates import JOB, Gate, Running, until
@@ -196,6 +198,26 @@ def test_a_session_whose_number_is_somebody_elses_by_now_is_left_alone(begin: Be
     before = msgspec.structs.replace(target, start=target.start - 1)
     assert processes.members(before) == []
     assert not processes.some(before)
+
+
+HEADLESS = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).syscall({"aarch64": 93}.get(platform.machine(), 60), 0)
+"""
+"""Its first thread ends by exit(2), which ends no other."""
+
+
+def test_a_process_whose_first_thread_ended_is_there_while_another_goes_on(begin: Begin) -> None:
+    run = begin(f"exec {sys.executable} -c '{HEADLESS}'")
+    until(lambda: b") Z " in Path(f"/proc/{run.process.pid}/stat").read_bytes())
+    target = msgspec.convert(run.target, Target)
+    assert (processes.some(target), processes.members(target)) == (True, [target.pid])
+    assert scope.alive(gatelink.Target(target.pid, target.start, None, target.session))
+    processes.kill(target)
+    until(lambda: not processes.some(target))
+    assert not scope.alive(gatelink.Target(target.pid, target.start, None, target.session))
 
 
 def test_more_groups_than_are_looked_into_are_never_nobody(

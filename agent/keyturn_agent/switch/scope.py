@@ -133,7 +133,8 @@ def alive(target: Target, root: Path = PROC) -> bool:
                 fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
                 if (
                     int(fields[3]) == target.session
-                    and fields[0] not in (b"Z", b"X")
+                    # A first thread that ended is a zombie while others of its process go on.
+                    and (fields[0] not in (b"Z", b"X") or int(fields[17]) > 1)
                     and int(fields[19]) >= target.start
                 ):
                     return True
