@@ -6,7 +6,7 @@ from pathlib import Path
 import keyturn_agent
 import keyturn_gate
 from keyturn_agent import losses, pressure, procs
-from keyturn_agent.switch import gate_word, strangers
+from keyturn_agent.switch import gate_word, programs, strangers
 from keyturn_cli.explanations.hosts import CAUSES, REFUSALS
 from keyturn_protocol.values import SPEC_PARTS
 from tests.support.paths import REPO
@@ -28,7 +28,14 @@ def test_every_refusal_is_explained() -> None:
 
 def test_every_cause_is_explained() -> None:
     found = {pressure.FILLING, pressure.DISK_FILLING, losses.FIELDS_LOST, procs.OTHER_NAMESPACE, procs.HIDEPID}
-    found |= {gate_word.MISMATCH, gate_word.AWAY, strangers.WOULD_REFUSE, strangers.SURVIVORS}
+    found |= {
+        gate_word.MISMATCH,
+        gate_word.AWAY,
+        strangers.WOULD_REFUSE,
+        strangers.SURVIVORS,
+        programs.OTHER,
+        programs.UNSEEN,
+    }
     found |= set(re.findall(r'\.degraded\(\s*"([a-z_]+)"', SWITCH)) | set(re.findall(r'return "(gate_\w+)"', SWITCH))
     assert set(CAUSES) == found
 

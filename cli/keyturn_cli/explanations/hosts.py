@@ -30,9 +30,17 @@ CAUSES: Final[Mapping[str, tuple[str, str]]] = {
         "The processes of other users are hidden from the agent: their compute is nobody's.",
         "Let the agent's account see them: keyturn-agent doctor.",
     ),
+    "other_program": (
+        "Under a permit another command line began than the one that was compared with it. It was refused or stopped.",
+        "Ask who ran exec there: exec itself starts what it names.",
+    ),
     "pid_namespace": (
         "The agent isn't in the host's PID namespace: all compute is nobody's.",
         "hostPID: true, or --pid=host.",
+    ),
+    "program_unseen": (
+        "A command began under a permit, and its command line couldn't be read as it did.",
+        "Is tracing forbidden on that host, or the command setuid? Else ask who ran exec there.",
     ),
     "spool_filling": (
         "Entries without a receipt take up most of their room: usage is written less often.",
