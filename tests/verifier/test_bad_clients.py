@@ -4,15 +4,18 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from backports import zstd
 
-from keyturn_protocol.api import SEGMENT_TYPE
+from keyturn_protocol.api import SEGMENT_TYPE, ProblemCode
+from keyturn_verifier.problems import Refusal
 from tests.support.verifier import Verifier, environment
 
 
@@ -270,3 +273,42 @@ def test_connections_leave_room_for_other_open_files(files: int, connections: in
     allowed, soft = map(int, done.stdout.split())
     assert allowed == connections
     assert soft == min(files, 1_512)
+
+
+HANDLED_BY = {
+    "/v1/statements": "keyturn_verifier.taking.opened",
+    f"/v1/runs/{'0' * 64}/openings": "keyturn_verifier.routes.openings.parse_openings",
+    "/v1/leases": "keyturn_verifier.routes.leases.decode",
+    "/v1/join": "keyturn_verifier.routes.join.decode",
+    "/v1/findings/close": "keyturn_verifier.routes.review.decode",
+    "/v1/maintenance": "keyturn_verifier.routes.review.decode",
+}
+"""Routes that take a body, and what they do with it first, in a thread."""
+
+
+@pytest.mark.parametrize("path", HANDLED_BY)
+def test_a_body_is_in_the_budget_until_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Else any number of them could wait for a thread, each with all that a client sent."""
+    handled, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: object, **__: object) -> None:
+        handled.set()
+        go_on.wait()
+        raise Refusal(ProblemCode.BAD_REQUEST, "held")
+
+    monkeypatch.setattr(HANDLED_BY[path], hold)
+    body = b"x" * 3_000
+    with Verifier(tmp_path, queue_bytes=4_000) as verifier, ThreadPoolExecutor(1) as pool:
+        budget, bearer = verifier.service.ingest.intake.budget, f"Bearer {verifier.reader_token('admin')}"
+        answer = pool.submit(verifier.client.request, "POST", path, body, authorization=bearer)
+        try:
+            assert handled.wait(60)
+            assert budget.used == len(body)
+            assert verifier.client.request("POST", "/v1/statements", body).code == "overloaded"
+        finally:
+            go_on.set()
+        assert answer.result().code == "bad_request"
+        while budget.used:
+            time.sleep(0.005)

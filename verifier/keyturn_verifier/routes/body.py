@@ -1,15 +1,16 @@
 """Reading a request's body within a cap and a time."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from keyturn_protocol.api import ProblemCode
 from keyturn_verifier.budget import Budget
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.service import Service
 
 _SMALL_BYTES: Final = 64 * 1024
 """Compressed: a quarter of an hour of an 8-GPU host or more."""
@@ -20,6 +21,26 @@ def content_length(headers: Mapping[bytes, bytes], cap: int) -> None:
     text = headers.get(b"content-length")
     if text is not None and (not text.isdigit() or len(text) > 15 or int(text) > cap):
         raise _too_large(cap)
+
+
+def body_of(service: Service, cap: int) -> Callable[[Request], AsyncIterator[bytes]]:
+    """A dependency: the body of a request, within a cap, a time and the budget of all bodies.
+
+    Its bytes are in the budget until the request is answered: a body that was read may wait long for a thread, and any
+    number of clients send some.
+    """
+    timeout_s, budget = service.config.limits.body_timeout_s, service.ingest.intake.budget
+
+    async def body(request: Request) -> AsyncIterator[bytes]:
+        content_length(dict(request.scope["headers"]), cap)
+        raw = await read_body(request.receive, cap, timeout_s, budget)
+        size = len(raw)
+        try:
+            yield raw
+        finally:
+            budget.give(size)
+
+    return body
 
 
 async def read_body(receive: Receive, cap: int, timeout_s: float, budget: Budget) -> bytes:

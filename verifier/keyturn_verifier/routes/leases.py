@@ -13,8 +13,9 @@ from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.db.switch_tables import lease_issued
 from keyturn_verifier.problems import Refusal
+from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import HEADERS, After, Authorization, Limit, allow, cursor, page
-from keyturn_verifier.routes.review import BODY_BYTES, small_body
+from keyturn_verifier.routes.review import BODY_BYTES
 from keyturn_verifier.service import Service
 
 About = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those of this run")]
@@ -25,7 +26,7 @@ _NO_STORE = {"cache-control": "no-store"}
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
-    body = small_body(service)
+    body = body_of(service, BODY_BYTES)
 
     @routes.post(LEASES)
     def issue(raw: Annotated[bytes, Depends(body)]) -> Response:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from sqlalchemy import Connection
 
 from keyturn_protocol.api import ProblemCode
@@ -16,7 +16,7 @@ from keyturn_verifier import openings, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.problems import Refusal
-from keyturn_verifier.routes.body import content_length, read_body
+from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import HEADERS, JSON, Authorization, allow
 from keyturn_verifier.routes.permits import RunPath
 from keyturn_verifier.service import Service
@@ -30,13 +30,7 @@ _PATH: Final = RUNS + "/{run}/openings"
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
-
-    async def body(request: Request) -> bytes:
-        content_length(dict(request.scope["headers"]), OPENINGS_BYTES)
-        budget = service.ingest.intake.budget
-        raw = await read_body(request.receive, OPENINGS_BYTES, service.config.limits.body_timeout_s, budget)
-        budget.give(len(raw))
-        return raw
+    body = body_of(service, OPENINGS_BYTES)
 
     def find(connection: Connection, run: str) -> Run:
         with service.switch.caught_up(connection, translog.head(connection).size) as switch:

@@ -1,9 +1,8 @@
 """Findings as lines to work off, their closing, and maintenance windows."""
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from sqlalchemy import Connection
 
 from keyturn_protocol.api import PAGE_ITEMS
@@ -24,7 +23,7 @@ from keyturn_protocol.limits import MAX_INT
 from keyturn_verifier import queries, review
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading, writing
-from keyturn_verifier.routes.body import content_length, read_body
+from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import After, Authorization, Limit, allow, computed_page, cursor, one, page
 from keyturn_verifier.service import Service
 
@@ -34,7 +33,7 @@ BODY_BYTES: Final = 16_384
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
-    body = small_body(service)
+    body = body_of(service, BODY_BYTES)
 
     @routes.get(GROUPS)
     def groups(
@@ -95,19 +94,6 @@ def router(service: Service) -> APIRouter:
             return one(review.cancel(connection, window, now_us))
 
     return routes
-
-
-def small_body(service: Service) -> Callable[[Request], Awaitable[bytes]]:
-    """Reads a small body of JSON, within a cap, a time and the budget of all bodies."""
-
-    async def body(request: Request) -> bytes:
-        content_length(dict(request.scope["headers"]), BODY_BYTES)
-        budget = service.ingest.intake.budget
-        raw = await read_body(request.receive, BODY_BYTES, service.config.limits.body_timeout_s, budget)
-        budget.give(len(raw))
-        return raw
-
-    return body
 
 
 def _newest(closings: dict[tuple[str, str], review.Covering]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from keyturn_protocol.api import PAGE_ITEMS, STATEMENTS, ProblemCode
 from keyturn_protocol.api_read import REPLACEMENTS
@@ -11,7 +11,7 @@ from keyturn_verifier import people, taking
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.problems import Refusal
-from keyturn_verifier.routes.body import content_length, read_body
+from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import HEADERS, JSON, After, Authorization, Limit, allow, cursor, one, page
 from keyturn_verifier.service import Service
 
@@ -24,13 +24,7 @@ _FIRST: Final = -1
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
-
-    async def body(request: Request) -> bytes:
-        content_length(dict(request.scope["headers"]), ENVELOPE_BYTES)
-        budget = service.ingest.intake.budget
-        raw = await read_body(request.receive, ENVELOPE_BYTES, service.config.limits.body_timeout_s, budget)
-        budget.give(len(raw))
-        return raw
+    body = body_of(service, ENVELOPE_BYTES)
 
     @routes.post(STATEMENTS)
     def state(raw: Annotated[bytes, Depends(body)]) -> Response:
