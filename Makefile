@@ -3,8 +3,8 @@ PYTHON ?= python3
 UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
-# One more than there are cores: most tests wait for programs, clocks and disks.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+# Twice the cores: most tests wait for programs, clocks and disks.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 2 * (os.cpu_count() or 1)))')
 
 .PHONY: help venv demo test faults fuzz fleet check bench lock clean
 .DEFAULT_GOAL := help

@@ -1,5 +1,6 @@
 """Fixtures of every area."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,12 @@ import pytest
 from tests.support.descriptors import descriptors
 from tests.support.optional import require
 from tests.support.paths import REPO, shared_folder
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and so would every program that a test starts in one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _shared(part: str) -> Path:
