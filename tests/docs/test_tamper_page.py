@@ -20,7 +20,7 @@ OPERATORS = [
 
 
 ON_SERVER = {("verifier (PostgreSQL), SQL", edit.name) for edit in database.operators()}
-"""The same on the other database, where the run had one."""
+"""The same on the other database."""
 
 
 def rows() -> list[list[str]]:
@@ -31,7 +31,7 @@ def rows() -> list[list[str]]:
 
 
 def test_every_operator_has_a_row_and_every_row_an_operator() -> None:
-    assert {(row[0], row[1]) for row in rows()} - ON_SERVER == set(OPERATORS), "run make faults: it writes the page"
+    assert {(row[0], row[1]) for row in rows()} == ON_SERVER | set(OPERATORS), "run make faults: it writes the page"
 
 
 @pytest.mark.parametrize("row", [row for row in rows() if row[2].startswith("not found")], ids=lambda row: row[1])

@@ -42,11 +42,12 @@ def checked(verifier: Verifier, given: bytes | None = None) -> list[str]:
         return [str(one) for one in check(connection, verifier.trust, given)]
 
 
-def audited(verifier: Verifier, out: Path, checkpoint: bytes | None = None) -> Report | str:
-    """The report on an export, or why there is none."""
+def audited(verifier: Verifier, kept: Kept, out: Path, checkpoint: bytes | None = None) -> Report | str:
+    """The report on an export under the pinned root, or why there is none."""
     try:
         bundle = FolderReader(verifier.export(out))
-        return run_audit(bundle, Pins(trust=verifier.trust, checkpoint=checkpoint), 1, lambda *_: None)
+        pins = Pins(trust=verifier.trust, root_sha256=kept.root, checkpoint=checkpoint)
+        return run_audit(bundle, pins, 1, lambda *_: None)
     except (VerifierError, ProtocolError, DBAPIError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -57,7 +58,7 @@ def before(site: tuple[str, Kept], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("before")
     with site[1].copy(folder, next(_numbers)) as verifier:
         assert checked(verifier, site[1].checkpoint) == []
-        report = audited(verifier, folder / "bundle", site[1].checkpoint)
+        report = audited(verifier, site[1], folder / "bundle", site[1].checkpoint)
         assert isinstance(report, Report)
         assert [c.where.partition("/")[0] for c in report.contradictions] == ["evidence", "evidence"]
         return list(report.reasons)
@@ -74,7 +75,7 @@ def test_an_edit(edit: Edit, site: tuple[str, Kept], before: list[str], tmp_path
         engine.dispose()
         said = checked(verifier, kept.checkpoint)
         alone = checked(verifier)
-        report = audited(verifier, tmp_path / "bundle")
+        report = audited(verifier, kept, tmp_path / "bundle")
         if table.LONG and kind == "SQLite":
             served(verifier, kept)
     words = [_audit(report, before)]
@@ -107,7 +108,7 @@ def served(verifier: Verifier, kept: Kept) -> None:
         client = verifier.client
         replies = {path: client.get(f"/v1/{path}", kept.auditor) for path in asked}
         for path in ("checkpoint", "tile/0/000", "tile/1/000.p/1", "tile/entries/000"):
-            replies[path] = client.get(f"/log/{path}")
+            replies[path] = client.get(f"/log/{path}", kept.auditor)
         for path in ("/metrics", "/readyz", "/healthz"):
             replies[path] = client.get(path)
         replies["segment"] = client.post(busy.segment(busy.usage(1)))

@@ -6,23 +6,18 @@ The operators come from the schema, so that a table or column that is new has it
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Table, delete, insert, select, update
+from sqlalchemy import Column, Connection, Table, UniqueConstraint, delete, insert, select, update
 from sqlmodel import SQLModel
 
-from keyturn_protocol.leaves import EnrolmentBody, format_leaf, parse_leaf
+from keyturn_protocol.leaves import EnrolmentBody, StatementBody, format_leaf, parse_leaf
 from keyturn_protocol.merkle import Frontier, leaf_hash, root_of
 from keyturn_protocol.tiles import TILE_WIDTH
 from keyturn_verifier.check import UNCHECKED
 from keyturn_verifier.db import review_tables, tables
 from keyturn_verifier.db.engine import is_postgres
+from keyturn_verifier.db.statement_tables import node_replacement, statement
+from keyturn_verifier.db.switch_tables import lease_issued, lease_report, lease_request, ledger_snapshot
 
-NOT_YET = {
-    *("statement", "node_replacement", "lease_request", "lease_report", "lease_issued", "opening"),
-    "webhook_outbox",
-}
-"""Tables that the site of these operators leaves empty; tests/verifier/test_statements.py and test_switch_check.py edit
-their rows. Of the last one no evidence is made.
-"""
 FAR = 1_000_003
 """Added to a number, it is nobody else's."""
 assert review_tables.finding_closing is not None  # its tables are in the metadata
@@ -41,7 +36,7 @@ def operators() -> list[Edit]:
     """All of them, table by table."""
     made: list[Edit] = []
     for table in SQLModel.metadata.sorted_tables:
-        if table.name in NOT_YET or table.name.startswith("rollup_"):  # a cache: test_rollup_passes edits it
+        if table.name.startswith("rollup_"):  # a cache: test_rollup_passes edits it
             continue
         for column in table.columns:
             why_not = UNCHECKED.get(table.name) or UNCHECKED.get(f"{table.name}.{column.name}")
@@ -59,6 +54,10 @@ def operators() -> list[Edit]:
 _NO_ROWS = {
     ("pending_log", "deleted"): "an announced node that never began: it announces itself again",
     ("ledger_snapshot", "deleted"): "leases are folded from the first one on, and it is made again",
+    (
+        "opening",
+        "deleted",
+    ): "a value that somebody gave away: whoever has it gives it again; it is no evidence",
     ("tree_checkpoint", "deleted"): "it is signed again, over the same leaves; a client that kept it can compare",
 }
 _NO_EXCHANGE = {
@@ -117,12 +116,13 @@ def _delete(table: Table) -> Callable[[Connection], None]:
 
 
 def _add(table: Table) -> Callable[[Connection], None]:
-    """A copy of a row under a key of its own."""
+    """A copy of a row under keys of its own."""
+    keys = {list(one.columns)[-1].name for one in table.constraints if isinstance(one, UniqueConstraint)}
 
     def run(connection: Connection) -> None:
         row = dict(zip(table.columns.keys(), _rows(connection, table)[0], strict=True))
         for column in table.columns:
-            if column.primary_key or column.unique:
+            if column.primary_key or column.unique or column.name in keys:
                 row[column.name] = other(row[column.name], column)
         if table is tables.log:
             row["incarnation"] += FAR
@@ -155,12 +155,13 @@ def _exchange(table: Table) -> Callable[[Connection], None]:
 
 
 def _rebuild(connection: Connection, keep: Callable[[Any], bool]) -> None:
-    """The verifier's log without some leaves; indices, hashes, tiles and head made to fit, no checkpoint left."""
+    """The verifier's log without some leaves; indices, hashes, tiles and head made to fit, no checkpoint left, and no
+    snapshot of the leases."""
     leaves = [parse_leaf(bytes(data)) for data in connection.execute(_LEAVES).scalars()]
     kept = [leaf for leaf in leaves if keep(leaf.body)]
     new = [format_leaf(i, leaf.time_us, leaf.body) for i, leaf in enumerate(kept)]
     hashes = [leaf_hash(data) for data in new]
-    for table in (tables.tree_leaf, tables.tree_node, tables.tree_checkpoint):
+    for table in (tables.tree_leaf, tables.tree_node, tables.tree_checkpoint, ledger_snapshot):
         connection.execute(delete(table))
     rows = [{"index": i, "hash": d, "data": x} for i, (d, x) in enumerate(zip(hashes, new, strict=True))]
     connection.execute(insert(tables.tree_leaf), rows)
@@ -169,8 +170,13 @@ def _rebuild(connection: Connection, keep: Callable[[Any], bool]) -> None:
         connection.execute(insert(tables.tree_node).values(level=1, index=at, hash=root))
     head = {"size": len(new), "frontier": Frontier().extend(hashes).to_bytes(), "time_us": kept[-1].time_us}
     connection.execute(update(tables.tree_head).values(head))
+    for at, leaf in enumerate(kept):  # upwards: no two rows meet
+        if at != leaf.index:
+            for table in _NAME_LEAVES:
+                connection.execute(update(table).where(table.c.leaf == leaf.index).values(leaf=at))
 
 
+_NAME_LEAVES = (statement, node_replacement, lease_request, lease_report, lease_issued)
 _LEAVES = select(tables.tree_leaf.c.data).order_by(tables.tree_leaf.c.index)
 
 
@@ -206,8 +212,24 @@ def freeze_forgiven(connection: Connection) -> None:
     _rebuild(connection, lambda body: not hasattr(body, "evidence_sha256"))
 
 
+def suspension_out(connection: Connection) -> None:
+    """What a veto-holder said, out of the table and out of the verifier's log."""
+    gone = connection.execute(select(statement.c.leaf).where(statement.c.kind == "suspend")).scalar_one()
+    connection.execute(delete(statement).where(statement.c.leaf == gone))
+    _rebuild(connection, lambda body: not (isinstance(body, StatementBody) and body.kind == "suspend"))
+
+
+def lease_out(connection: Connection) -> None:
+    """The first lease of a run, out of the table and out of the verifier's log."""
+    row = connection.execute(select(lease_issued).order_by(lease_issued.c.leaf).limit(1)).one()
+    connection.execute(delete(lease_issued).where(lease_issued.c.leaf == row.leaf))
+    _rebuild(connection, lambda body: getattr(body, "sha256", None) != bytes(row.sha256).hex())
+
+
 HISTORIES = [
     Edit("history", "a host taken out of everything, the verifier's log built anew", host_taken_out, None),
     Edit("history", "a receipt's leaf taken out, the verifier's log built anew", receipts_leaf_out, None),
+    Edit("history", "a suspension taken out, the verifier's log built anew", suspension_out, None),
+    Edit("history", "a lease taken out, the verifier's log built anew", lease_out, None),
     Edit("history", "a fork forgiven, the verifier's log built anew", freeze_forgiven, None),
 ]

@@ -5,17 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import insert, make_url
 
 from keyturn_protocol.entry_log import HeartbeatBody
 from keyturn_protocol.leaves import ExportBody
+from keyturn_protocol.openings import Opening, Openings
+from keyturn_protocol.statements import Replacement
 from keyturn_verifier import config, snapshot, translog
 from keyturn_verifier.db.engine import writing
 from keyturn_verifier.db.review_tables import finding_closing, maintenance_window
+from keyturn_verifier.db.switch_tables import webhook_outbox
 from keyturn_verifier.switch_state import SwitchState
 from tests.support.node import Node
+from tests.support.office import Office
 from tests.support.postgres import Postgres
+from tests.support.starter import Starter
 from tests.support.verifier import DEPLOYMENT, Verifier
 from tests.verifier.test_export import busy_node
 
@@ -23,6 +29,10 @@ NOW_US = 1_790_003_600_000_000
 
 _SAID = {"reason": "known", "author": "reader-2"}
 _CLOSING = {"code": "gap", "closed_us": NOW_US, "count": 1, "timeless": 0}
+_MESSAGE = {
+    **{"url": "https://hooks.example", "message": "m-1", "body": b"{}"},
+    **{"created_us": NOW_US, "next_us": NOW_US, "tries": 0},
+}
 _WINDOW = {"site": None, "from_us": NOW_US, "to_us": NOW_US + 1, "created_us": NOW_US}
 
 
@@ -38,6 +48,7 @@ class Kept:
     """That an auditor kept."""
     auditor: str
     operator: str
+    root: str
 
     @contextmanager
     def copy(self, folder: Path, number: int) -> Iterator[Verifier]:
@@ -81,6 +92,7 @@ def make(folder: Path, server: Postgres | None) -> Kept:
         breaker = verifier.enrolled(seed=17)
         breaker.append_line(b"{}")
         assert client.post(breaker.segment()).code == "invalid_entries"
+        root = _lease(verifier)
         verifier.joined(seed=15)
         verifier.joined(seed=16)
         auditor, operator = verifier.reader_token(), verifier.reader_token("operator")
@@ -90,6 +102,7 @@ def make(folder: Path, server: Postgres | None) -> Kept:
             translog.append(connection, [body] * 256, NOW_US)
             kept = translog.publish(connection, verifier.keys.log, NOW_US)
             connection.execute(insert(finding_closing).values(**_SAID, node_id=gone.name.node_id, **_CLOSING))
+            connection.execute(insert(webhook_outbox).values(_MESSAGE))
             connection.execute(insert(maintenance_window).values(**_SAID, node_id=gone.name.node_id, **_WINDOW))
             size, switch = translog.head(connection).size, SwitchState(DEPLOYMENT)
             with switch.caught_up(connection, size):
@@ -97,4 +110,31 @@ def make(folder: Path, server: Postgres | None) -> Kept:
             snapshot.store(connection, size, leases)
         quote = HeartbeatBody(verifier_checkpoint=kept.decode())
         assert client.post(after.segment(after.append(quote), after.usage(1))).status == 200
-    return Kept(folder, server, busy, kept, auditor, operator)
+    return Kept(folder, server, busy, kept, auditor, operator, root)
+
+
+def _lease(verifier: Verifier) -> str:
+    """Leases of a run and of the allowance, what hosts were charged, a node replaced, a suspension; returns the root's
+    hash."""
+    office = Office.opened(verifier)
+    office.openings = Openings(
+        v=1,
+        parts={
+            "argv": Opening(salt="5" * 64, value=["python", "train.py"]),
+            "config": Opening(salt="6" * 64, value="sha256:" + "7" * 64),
+        },
+    )
+    run = office.approved()
+    assert office.give(run, office.openings).status == 204
+    one, two, three = (Starter.enrolled(verifier, 50 + number) for number in range(3))
+    leases = [host.leased(run) for host in (one, two)]
+    leases.append(three.leased(None))
+    for tflop, (host, lease) in enumerate(zip((one, two, three), leases, strict=True), 1):
+        host.report(lease, tflop, "adopted")
+    common: dict[str, Any] = {"v": 1, "deployment": DEPLOYMENT, "root": office.root, "time_us": NOW_US}
+    for old, new in ((two, verifier.enrolled(seed=18)), (three, verifier.enrolled(seed=19))):
+        said = Replacement(**common, old=old.node.name.node_id, new=new.name.node_id, reason="a new disk")
+        office.ok(said, "operator-b/eve")
+    office.suspend(run)
+    assert office.root is not None
+    return office.root
