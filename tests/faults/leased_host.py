@@ -78,6 +78,7 @@ class Host:
         self.killed: list[Program] = []
         self.heard = Heard()
         self.suspended = self.released = False
+        self.stop_by_us = 0
         self.expect: frozenset[str] = frozenset()
         """Findings that what was done to it raises."""
         self.leases: dict[str, bytes] = {}
@@ -213,8 +214,9 @@ class Host:
             assert ended.killed, f"the {program} ended with {ended.status}: {ended.err}"
             self.killed.append(program)
             self.remember()
-            # What this host knows it has to keep to alone.
-            self.link.down = self.link.down or (program == "agent" and self.heard.any)
+            # What this host knows it has to keep to alone. Of two suspensions the first alone stops a run much later.
+            knows = self.heard.any and (self.heard.stop_us or 0) <= self.stop_by_us
+            self.link.down = self.link.down or (program == "agent" and knows)
             self.start(program)
         self.remember()
         signals = [word for word in self.words() if word not in ("begun", "ended")]

@@ -104,7 +104,7 @@ def _renews(host: Host) -> None:
 def _is_suspended(host: Host) -> None:
     assert host.run is not None
     host.suspended = True
-    host.site.suspend(host.run, 3)
+    host.stop_by_us = host.site.suspend(host.run, 3)
     host.until(lambda: "TERM" in host.words() and host.returned(), "the run isn't stopped")
 
 
