@@ -21,13 +21,27 @@ _STARTUP = 196_608
 
 @dataclass
 class Trap:
-    """At question ``at`` of the transaction that is watched, do something."""
+    """At one question of a transaction, do something."""
 
-    at: int
+    of: bytes
+    """What the transaction begins with: its first question, in a word."""
+    at: int | Literal["commit"]
     when: When
     act: Callable[[int], None]
     """Given the backend's process id."""
     sprung: bool = False
+    hit: tuple[bytes, ...] = ()
+    """The questions of the transaction it stopped, up to the one it stopped at."""
+
+    def wants(self, asked: list[bytes]) -> bool:
+        """Whether the newest question of this transaction is the one."""
+        if self.sprung or asked[0] != self.of:
+            return False
+        return is_commit(asked[-1]) if self.at == "commit" else len(asked) - 1 == self.at
+
+
+def is_commit(question: bytes) -> bool:
+    return question.upper().startswith(b"COMMIT")
 
 
 class Link:
@@ -80,7 +94,7 @@ class _Connection:
         self.backend = 0
         self.started = False
         self.writing = False
-        self.asked = 0
+        self.asked: list[bytes] = []
         self.statement = b""
         self._from_client = self._from_server = b""
 
@@ -158,20 +172,20 @@ class _Connection:
         word = b" ".join(self.statement.split()[:3])
         writes = b"FOR UPDATE" in self.statement or self.statement.startswith((b"INSERT", b"UPDATE"))
         if writes and not self.writing:
-            self.writing, self.asked = True, 0
+            self.writing, self.asked = True, []
             self.link.questions = []
         if not self.writing:
             self.server.sendall(message)
             return
-        number, self.asked = self.asked, self.asked + 1
+        self.asked.append(word)
         self.link.questions.append(word)
         ends = word.upper().startswith((b"COMMIT", b"ROLLBACK"))
         self.writing = not ends
         trap = self.link.trap
-        if trap is None or trap.sprung or trap.at != number:
+        if trap is None or not trap.wants(self.asked):
             self.server.sendall(message)
             return
-        trap.sprung = True
+        trap.sprung, trap.hit = True, tuple(self.asked)
         if trap.when == "before":
             trap.act(self.backend)
             raise ConnectionError("the server was stopped before it was asked")
