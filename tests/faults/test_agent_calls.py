@@ -72,7 +72,7 @@ class Fleet:
         for name in phase.after:
             host.run(name)
         host.check(phase.incarnation)
-        # By log and size: after a failed write what was sent as one segment may lie here as several.
+        # By log and size: what was sent as one segment lies here as several if its receipt couldn't be kept at once.
         stored = {
             (parse_origin(row.origin).incarnation, row.end): row.receipt for row in self.verifier.receipts(host.node)
         }
