@@ -13,7 +13,7 @@ from keyturn_protocol.authority import Logged, Why, refuse
 from keyturn_protocol.lifecycle import SECOND, Alone, Call, Run, Vote, party_in
 from keyturn_protocol.limits import ANSWERED
 from keyturn_protocol.root import Party, Standing
-from keyturn_protocol.runs import Amend, Proposal, Resume, Revoke, Suspend, Withdraw, widens, wider_parts
+from keyturn_protocol.runs import Amend, Proposal, Resume, Revoke, Scope, Suspend, Withdraw, widens, wider_parts
 
 
 def suspend(run: Run, standing: Standing, logged: Logged, said: Suspend) -> Run:
@@ -81,7 +81,7 @@ def narrow(run: Run, standing: Standing, logged: Logged, said: Amend) -> Run:
     lasts = _lasts(run, mine, at_us)
     if before is not None and before.ended_us is not None and not lasts:
         raise refuse(Why.OVERRULED, "narrowed by this party, and long enough: more takes another", got=party.id)
-    mine = replace(mine, parts=mine.parts | set(wider_parts(run.scope, said.scope)))
+    mine = replace(mine, left={**mine.left, **dict.fromkeys(wider_parts(run.scope, said.scope), said.scope)})
     run = replace(run, scope=said.scope, narrowed={**run.narrowed, party.id: mine})
     return event(run, logged.hash, Resume, Revoke, undoing=not lasts)
 
@@ -99,8 +99,7 @@ def overrules(run: Run, proposal: Proposal, approvals: Iterable[Vote]) -> frozen
     if isinstance(proposal, Resume):
         parties = {call.party for call in run.calls}
     elif isinstance(proposal, Amend) and undoes(run, proposal):
-        wider = set(wider_parts(proposal.scope, run.scope))
-        parties = {party for party, one in run.narrowed.items() if one.ended_us is None and one.parts & wider}
+        parties = {party for party, one in run.narrowed.items() if _goes_beyond(proposal.scope, one)}
     return frozenset(parties - {party_in(vote.person) for vote in approvals})
 
 
@@ -113,7 +112,7 @@ def holdouts(run: Run, proposal: Proposal, approvals: Iterable[Vote], at_us: int
 def over(spells: Mapping[str, Alone], at_us: int, parties: Iterable[str] | None = None) -> dict[str, Alone]:
     """The same after what was in force, of all or of some parties, is no longer."""
     ended = {
-        party: replace(spells[party], ended_us=at_us, parts=frozenset())
+        party: replace(spells[party], ended_us=at_us, left={})
         for party in (spells if parties is None else parties)
         if spells[party].ended_us is None
     }
@@ -140,6 +139,11 @@ def _check_veto(run: Run, party: Party, person: str) -> None:
         raise refuse(Why.NOT_ENTITLED, "has no veto", expected=" or ".join(run.tier.veto), got=person)
     if party.id in run.overruled:
         raise refuse(Why.OVERRULED, "the quorum undid without this party what it did: it takes another", got=party.id)
+
+
+def _goes_beyond(scope: Scope, mine: Alone) -> bool:
+    """Whether a scope gives back any of what a party narrowed, and not only what others did after it."""
+    return any(part in wider_parts(scope, left) for part, left in mine.left.items())
 
 
 def _begun(run: Run, before: Alone | None, at_us: int) -> Alone:

@@ -97,8 +97,8 @@ class Alone(msgspec.Struct, frozen=True):
     """When it would have begun, had it never been interrupted."""
     ended_us: int | None = None
     """When the last of it was taken back or undone; None while it is in force."""
-    parts: frozenset[str] = frozenset()
-    """Of the scope, that it narrowed."""
+    left: Mapping[str, Scope] = msgspec.field(default_factory=dict)
+    """Part of the scope that it narrowed → the scope as it left it: what goes no further undoes nothing of that."""
 
 
 class Open(msgspec.Struct, frozen=True):

@@ -322,6 +322,34 @@ def test_undoing_one_narrowing_overrules_nobody_who_narrowed_something_else() ->
     assert the_run(world).overruled == frozenset()
 
 
+@pytest.mark.parametrize("since_s", [0, ALONE])
+def test_undoing_one_narrowing_overrules_nobody_who_narrowed_the_same_less(since_s: int) -> None:
+    """Whose own narrowing stands was undone nothing: it stays as it was, and keeps its say."""
+    world = active()
+    whole = the_run(world).scope
+    narrow(world, EVE, chips=100)
+    narrow(world, "lab-a/ada", chips=8)
+    narrow(world, FAY, sites=["fra1"])
+    world.wait(since_s)
+    proposal = amend(world, "lab-a/ada", changed(whole, chips=100, sites=["fra1"]))
+    world.agree(proposal, *QUORUM)
+    assert (the_run(world).scope.chips, the_run(world).overruled) == (100, frozenset())
+    world.suspend(EVE)
+
+
+def test_undoing_more_than_another_party_narrowed_undoes_that_too() -> None:
+    world = active()
+    whole = the_run(world).scope
+    narrow(world, EVE, chips=100)
+    narrow(world, "lab-a/ada", chips=8)
+    proposal = amend(world, "lab-a/ada", changed(whole, chips=101))
+    world.agree(proposal, *QUORUM)
+    assert the_run(world).scope.chips == 8
+    world.wait(ALONE)
+    world.agree(proposal, "office/ivy")
+    assert (the_run(world).scope.chips, the_run(world).overruled) == (101, frozenset({"operator-b"}))
+
+
 def test_more_than_the_quorum_allowed_still_has_vetoes() -> None:
     world = active()
     whole = the_run(world).scope
