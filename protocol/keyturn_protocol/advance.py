@@ -93,7 +93,7 @@ def advance(run: Run, authority: Authority, logged: Logged) -> Run:
     key_id = signed_by(standing, statement.person, logged)
     if statement.policy != run.request.policy:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=run.request.policy, got=statement.policy)
-    _check_open(run, statement, logged.time_us)
+    _check_open(run, statement, authority.policy_at(logged.index)[0], logged.time_us)
     run = _counted(run, logged, statement)
     match statement:
         case Decision():
@@ -131,23 +131,29 @@ def under_policy(run: Run, policy_hash: str, time_us: int) -> Run:
     return replace(run, ended=Ended(State.LAPSED, time_us, policy_hash, "another policy came into force"))
 
 
-def _check_open(run: Run, statement: RunStatement, time_us: int) -> None:
+def _check_open(run: Run, statement: RunStatement, in_force: str, time_us: int) -> None:
+    """:param in_force: hash of the policy."""
     at = state(run, time_us)
-    if at in ALIVE or (not is_over(run, time_us) and _is_widening(run, statement)):
+    if at in ALIVE:
         return
-    raise refuse(Why.OVER, f"the run is {at}", got=run.hash)
+    wider = None if is_over(run, time_us) else _widening(run, statement)
+    if wider is None:
+        raise refuse(Why.OVER, f"the run is {at}", got=run.hash)
+    if run.request.policy != in_force and not undoes(run, wider):
+        # Else every run that ever was would be a way around each stricter policy after it, for good.
+        raise refuse(Why.OVER, f"the run is {at}, and its policy was replaced: only what was allowed is given back")
 
 
-def _is_widening(run: Run, statement: RunStatement) -> bool:
-    """Whether a statement asks for more than the run has, or is about one that does."""
+def _widening(run: Run, statement: RunStatement) -> Amend | None:
+    """The amendment that a statement is, or is about, if it asks for more than the run has."""
     match statement:
-        case Amend():
-            return statement.spec != run.spec or widens(statement.scope, run.scope) is not None
+        case Amend() if statement.spec != run.spec or widens(statement.scope, run.scope) is not None:
+            return statement
         case Decision() | Withdraw():
             proposal = run.proposals.get(statement.subject)
-            return proposal is not None and isinstance(proposal.statement, Amend)
+            return proposal.statement if proposal is not None and isinstance(proposal.statement, Amend) else None
         case _:
-            return False
+            return None
 
 
 def _counted(run: Run, logged: Logged, statement: RunStatement) -> Run:

@@ -382,6 +382,22 @@ def test_a_run_whose_window_is_over_is_widened_by_the_quorum_and_nothing_else() 
     assert at(world) is State.ACTIVE
 
 
+def test_what_is_over_is_widened_under_no_policy_that_was_replaced() -> None:
+    """Else every run that ever was is a way around each stricter policy, for good. What was allowed is given back."""
+    world = active()
+    whole, spec = the_run(world).scope, dict(the_run(world).spec)
+    narrow(world, EVE, not_after_us=soonest(world))
+    world.wait(NOTICE)
+    longer = changed(whole, not_after_us=whole.not_after_us + DAY)
+    before, undo = amend(world, "lab-a/ada", longer), amend(world, "lab-a/ada", whole)
+    world.agree(before, "lab-a/bob")
+    world.put_policy(changed(world.authority.policies[-1][2], version=2, previous=world.policy_hash))
+    refused(Why.OVER, lambda: world.agree(before, "office/ivy"), world)
+    refused(Why.OVER, lambda: world.propose(Amend, scope=longer, spec=spec), world)
+    world.agree(undo, "lab-a/bob", EVE, "office/ivy")
+    assert (at(world), the_run(world).scope) == (State.ACTIVE, whole)
+
+
 def test_widening_what_is_over_dodges_no_tier() -> None:
     one = Threshold(persons=1, organisations=1, minimum={"operator": 1})
     world = World.begun(tiers=[changed(SMALL, approve=one, veto=["operator"]), LARGE])
@@ -409,7 +425,9 @@ def test_a_key_that_is_compromised_while_the_window_is_over() -> None:
     hall = Assembly(tiers=[TWO])
     run = hall.approved()
     hall.start(run)
-    hall.now_us += 101 * DAY
+    whole = hall.switch.runs[run].scope
+    hall.amend(run, scope=changed(whole, not_after_us=hall.now_us + DAY))
+    hall.now_us += 2 * DAY
     second = changed(hall.switch.authority.policies[-1][2], version=2, previous=hall.policy)
     hall.say(second, "lab-a/ada", "operator-b/eve")
     keys = [person_key("office/ivy", compromised_since_us=BEGIN), person_key("ivy's new key")]
@@ -419,7 +437,7 @@ def test_a_key_that_is_compromised_while_the_window_is_over() -> None:
     )
     assert hall.state(run) is State.EXPIRED
     the = hall.switch.runs[run]
-    fields = {"scope": scope(not_after_us=BEGIN + 200 * DAY), "spec": dict(the.spec)}
+    fields = {"scope": whole, "spec": dict(the.spec)}
     said = Amend(**hall.common(run=run, person="lab-a/ada", after=list(the.after), reason="because", **fields))
     proposal = hall.say(said, "lab-a/ada")
     for who in ("lab-a/bob", "office/joe"):
