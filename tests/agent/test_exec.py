@@ -15,8 +15,10 @@ import pytest
 from keyturn_agent.switch import lease_files
 from keyturn_agent.switch.asking import Attach, Refused, line, to_exec
 from keyturn_agent.switch.spec import NOTHING
+from keyturn_protocol.api import ProblemCode
 from keyturn_protocol.entries import Lease, Permit
 from keyturn_protocol.policy import Stop
+from tests.agent.fakes import refusal
 from tests.agent.leasing import Leasing, LeasingHost, begun, enforcing, leasing_host
 from tests.support.gates import Gate, gate, until
 from tests.support.parties import scope, tier
@@ -282,6 +284,22 @@ def test_the_logs_key_rolls_while_a_run_is_on(enforced: LeasingHost, verifier: L
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (9, "term\n"), err
     until(lambda: [e.body.event for e in verifier.entries(2) if isinstance(e, Lease)][-1] == "final")
+
+
+def test_a_run_whose_log_was_left_is_stopped_by_what_is_said_since(enforced: LeasingHost, verifier: Leasing) -> None:
+    """It has no lease in the next log yet, and keeps to its last stop: that is no reason to go on for as long."""
+    run = verifier.approved()
+    process = begun(enforced, "--run", run)
+    verifier.answer = lambda origin, seq: refusal(ProblemCode.OVERLOADED)
+    done = enforced.command("key-roll", "--state", str(enforced.state))
+    assert done.returncode == 0, done.stderr
+    until(lambda: any(isinstance(e, Permit) for e in verifier.entries(2)))
+    soon = time.time_ns() // 1000
+    for who in ("office/ivy", "operator-b/eve"):
+        verifier.say(lambda hall, who=who: hall.suspend(run, who, soon))  # type: ignore[misc]
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (9, "term\n"), err
+    assert "suspended by office/ivy, operator-b/eve" in err
 
 
 def test_without_an_agent_no_log_ends_in_which_a_run_is_charged(host: LeasingHost, verifier: Leasing) -> None:

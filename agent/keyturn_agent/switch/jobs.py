@@ -70,6 +70,8 @@ class Live:
     opened: Opened | None = None
     heard: Moment | None = None
     stop: Stop | None = None
+    last: Stop | None = None
+    """Its last stop in a log that was left, until it has a lease in the next one."""
     gated: bool = False
     """Whether the gate may hold a grant of it, which has to end with it."""
     granted_us: int | None = None

@@ -144,11 +144,17 @@ def stop_of(lease: Lease, drawn_us: int, run: Run | None, spent_us: int, now: No
         Stop(drawn_us + lease.ttl_s * SECOND, "the lease ends"),
         Stop(spent_us, SPENT),
     ]
+    return sooner(stops, run, now, stopped)
+
+
+def sooner(stops: Sequence[Stop], run: Run | None, now: Now, stopped: "Moment | None") -> Stop:
+    """The first of these, of the end of a run's window, and of what its events say."""
+    found = list(stops)
     if run is not None:
-        stops.append(Stop(now.mono_us + max(0, run.scope.not_after_us - now.time_us), "the run's window ends"))
+        found.append(Stop(now.mono_us + max(0, run.scope.not_after_us - now.time_us), "the run's window ends"))
     if stopped is not None:
-        stops.append(Stop(stopped.at_us, stopped.why))
-    return min(stops, key=lambda stop: stop.at_us)
+        found.append(Stop(stopped.at_us, stopped.why))
+    return min(found, key=lambda stop: stop.at_us)
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,10 +280,9 @@ class Lessee:
         if holding.origin != self._store.log.name.origin:
             self._moved(live, now)
             return
+        live.last = None
         live.stop = stop = self._timers.stop(live, live.lease, holding.drawn_us, now)
-        self._tell_stop(live, stop, now)
-        if now.mono_us >= stop.at_us:
-            self._ending.stopped(live, stop)
+        if self._stops(live, stop, now):
             return
         if live.phase is not Phase.LEASED:
             self._gating.grant(live, stop, self._timers.times(live))
@@ -297,15 +296,27 @@ class Lessee:
                 self._ending.end(live, "the run ended")
 
     def _moved(self, live: Live, now: Now) -> None:
-        """The log was left for another, in which there is no lease: ask for one, and keep to the last stop meanwhile.
+        """The log was left for another, in which there is no lease: ask for one, and keep to the last stop meanwhile,
+        or to a sooner one that somebody says.
 
         That stop was computed at the peak of the chips, so that it holds whatever they do.
         """
         self._leasing.step(live, now)
-        if live.stop is None and live.lease is not None and live.job.lease is not None:
-            live.stop = self._timers.stop(live, live.lease, live.job.lease.drawn_us, now)
-        if live.stop is not None and now.mono_us >= live.stop.at_us:
-            self._ending.stopped(live, live.stop)
+        if live.lease is None or live.job.lease is None:
+            return
+        if live.last is None:
+            live.last = live.stop or self._timers.stop(live, live.lease, live.job.lease.drawn_us, now)
+        live.stop = stop = self._timers.meanwhile(live, live.last, now)
+        if not self._stops(live, stop, now) and live.phase is Phase.RUNNING:
+            self._gating.grant(live, stop, self._timers.times(live))
+
+    def _stops(self, live: Live, stop: Stop, now: Now) -> bool:
+        """Whether the moment has come; whoever asked is told before."""
+        self._tell_stop(live, stop, now)
+        if now.mono_us < stop.at_us:
+            return False
+        self._ending.stopped(live, stop)
+        return True
 
     def _tell_stop(self, live: Live, stop: Stop, now: Now) -> None:
         times = self._timers.times(live)

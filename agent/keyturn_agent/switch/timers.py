@@ -3,7 +3,18 @@
 from typing import Final
 
 from keyturn_agent.switch.jobs import Jobs, Live
-from keyturn_agent.switch.lease_state import SECOND, Now, Stop, Times, bounds_of, moved, spent_us, stop_of, times_of
+from keyturn_agent.switch.lease_state import (
+    SECOND,
+    Now,
+    Stop,
+    Times,
+    bounds_of,
+    moved,
+    sooner,
+    spent_us,
+    stop_of,
+    times_of,
+)
 from keyturn_protocol.lease import Lease, lease_subject
 
 MOVE_US: Final = 500_000
@@ -32,6 +43,11 @@ class Timers:
             # Until the permit is seen again, what was kept holds.
             return Stop(kept.ends_us, "the run's window ends")
         return stop
+
+    def meanwhile(self, live: Live, last: Stop, now: Now) -> Stop:
+        """When a job stops whose log was left: at its last stop, or sooner by what is said of its run since."""
+        self.keep(live, now)
+        return sooner([last], None if live.opened is None else live.opened.run, now, live.heard)
 
     def keep(self, live: Live, now: Now) -> None:
         """Keep what the permit says of the end; after this an agent that reaches nobody stops the run all the same."""
