@@ -1,20 +1,22 @@
 """Leases at a real verifier: who gets how much, together or not at all, and never more than there is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from keyturn_protocol.api import FindingItem
-from keyturn_protocol.api_switch import LEASES, LeaseItem, LeaseRequest, RunItem
+from keyturn_protocol.api_switch import LEASES, LeaseItem, LeaseRequest, RunEvent, RunItem
 from keyturn_protocol.audit import audit
 from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.chips import chip_table
+from keyturn_protocol.entry_log import DegradedBody
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.statements import Replacement
-from keyturn_verifier import leasing, operators, switch_state
+from keyturn_verifier import leasing, operators, runs, switch_state
 from keyturn_verifier.check import check
 from keyturn_verifier.db.engine import reading, writing
 from tests.support.node import Reply
@@ -56,6 +58,28 @@ def test_a_host_gets_a_lease_once_and_the_run_has_started(office: Office, verifi
     assert [(i.sha256, i.open, i.chips) for i in items] == [(hash_of(lease), True, 2)]
     got = verifier.client.get(f"/v1/leases/{items[0].sha256}", verifier.reader_token())
     assert got.body == answer.body
+
+
+def test_a_run_is_shown_while_another_host_gets_its_first_lease(
+    office: Office, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shown is read from before that lease, and added up from after it."""
+    run = office.approved()
+    other = Starter.enrolled(verifier, 1)
+    other.node.append(DegradedBody(cause="no_counters", interval_us=None, detail=None))
+    other.send()
+    token, read = verifier.reader_token(), runs.events
+
+    def meanwhile(connection: Connection, about: str) -> list[RunEvent]:
+        monkeypatch.undo()
+        other.leased(run)
+        assert verifier.client.get("/v1/runs", token).status == 200
+        return read(connection, about)
+
+    monkeypatch.setattr(runs, "events", meanwhile)
+    answer = verifier.client.get(f"/v1/runs/{run}", token)
+    assert answer.status == 200, answer
+    assert json.loads(answer.body)["leases"] == 1
 
 
 def test_used_and_outstanding_never_pass_the_budget(office: Office, verifier: Verifier, now: list[int]) -> None:

@@ -77,7 +77,9 @@ class _Holders:
         at = self._ids[Origin(origin)]
         if at not in self._from_us:
             first = select(lease_issued.c.time_us).where(lease_issued.c.log_id == at, lease_issued.c.run == self._run)
-            self._from_us[at] = self._connection.execute(first.order_by(lease_issued.c.seq).limit(1)).scalar_one()
+            found = self._connection.execute(first.order_by(lease_issued.c.seq).limit(1)).scalar_one_or_none()
+            # The ends can be of leases that this transaction doesn't see yet: nothing that it sees is of their time.
+            self._from_us[at] = self._to_us[at] + 1 if found is None else found
         return self._from_us[at], self._to_us[at]
 
     def claimed(self, one: Finding) -> bool:
