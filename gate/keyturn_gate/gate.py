@@ -121,6 +121,8 @@ class Gate:
             self._take_back(grant, "driver", "the driver doesn't answer")
         if self._locker.trouble is not None:
             self._take_back(grant, "driver", self._locker.trouble)
+        if grant.job not in self._keeper.kept.before:
+            self._take_back(grant, "driver", "the driver doesn't say who computes on its chips")
         chips = self._locker.chips
         for uuid in grant.chips:
             chip = chips.get(uuid)

@@ -124,13 +124,14 @@ class Keeper:
     def looked(self, look: Look) -> Kept:
         """Keep who computes on the chips of each new grant; returns what is kept, by which chips may be opened.
 
-        What is opened by that and nothing newer is opened after who was there is on disk.
+        What is opened by that and nothing newer is opened after who was there is on disk. A grant of which the driver
+        doesn't say that waits for the next look.
         """
         with self._lock:
             new = {
                 job: sorted(look.on(grant.chips), key=lambda process: process.pid)
                 for job, grant in self._kept.grants.items()
-                if job not in self._kept.before and grant.closed_us is None
+                if job not in self._kept.before and grant.closed_us is None and look.tells(grant.chips)
             }
             if new:
                 self._save(msgspec.structs.replace(self._kept, before={**self._kept.before, **new}))

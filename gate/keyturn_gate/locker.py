@@ -127,7 +127,7 @@ class Locker:
 
     def _settle(self, seen: Seen, kept: Kept) -> Chip:
         grants = [grant for grant in kept.grants.values() if seen.uuid in grant.chips]
-        opened = kept.released is not None or any(grant.closed_us is None for grant in grants)
+        opened = kept.released is not None or any(one.closed_us is None and one.job in kept.before for one in grants)
         found, locked = kept.found.get(seen.uuid), self._driver.locked_mode
         if seen.mode is None:
             self._say(seen.uuid, "cannot_lock", f"{seen.uuid} can't be locked: {seen.detail}")

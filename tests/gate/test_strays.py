@@ -96,6 +96,25 @@ def test_who_was_there_before_the_grant_lives(served: Gate, folder: Path, contro
     assert f"in use since before: process {stranger.process.pid}" in served.event("contexts")["detail"]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_chip_is_opened_before_it_is_known_who_computes_there(
+    served: Gate, folder: Path, control: Control, begin: Begin, shared: bool
+) -> None:
+    """Else who was there before is taken for one who came with the run, or the other way round."""
+    stranger, run, other = begin(), begin(), begin()
+    if shared:
+        assert served.grant(other.target, job=OTHER)["ok"]
+    listed(folder, control, [stranger.process.pid], fails=GENERIC)
+    answer = served.grant(run.target)
+    assert (answer["ok"], answer.get("code")) == (False, "driver"), answer
+    listed(folder, control, [stranger.process.pid])
+    assert served.grant(run.target)["ok"]
+    served.ask(verb="stop", job=JOB, why="suspended")
+    assert run.ended() == -signal.SIGTERM
+    served.event("ended")
+    assert stranger.process.poll() is None
+
+
 def test_who_is_of_another_grant_lives(served: Gate, folder: Path, control: Control, begin: Begin) -> None:
     """It computes on a chip that both have, and on one that only the first one had."""
     run, other = begin(), begin()
