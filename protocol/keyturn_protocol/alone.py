@@ -95,18 +95,16 @@ def undoes(run: Run, proposal: Proposal) -> bool:
 
 def overrules(run: Run, proposal: Proposal, approvals: Iterable[Vote]) -> frozenset[str]:
     """Parties of which a proposal undoes what they did alone, and who don't approve it."""
-    parties: set[str] = set()
-    if isinstance(proposal, Resume):
-        parties = {call.party for call in run.calls}
-    elif isinstance(proposal, Amend) and undoes(run, proposal):
-        parties = {party for party, one in run.narrowed.items() if _goes_beyond(proposal.scope, one)}
-    return frozenset(parties - {party_in(vote.person) for vote in approvals})
+    if isinstance(proposal, Amend) and not undoes(run, proposal):
+        return frozenset()  # they had a veto
+    return _against(run, proposal, approvals)
 
 
 def holdouts(run: Run, proposal: Proposal, approvals: Iterable[Vote], at_us: int) -> frozenset[str]:
-    """Those of them without whom it can't be done yet."""
+    """Parties without whom it can't be done yet, whatever else it asks for: a quorum that is quick leaves no time for a
+    veto."""
     spells = run.suspended if isinstance(proposal, Resume) else run.narrowed
-    return frozenset(party for party in overrules(run, proposal, approvals) if _lasts(run, spells[party], at_us))
+    return frozenset(party for party in _against(run, proposal, approvals) if _lasts(run, spells[party], at_us))
 
 
 def over(spells: Mapping[str, Alone], at_us: int, parties: Iterable[str] | None = None) -> dict[str, Alone]:
@@ -139,6 +137,16 @@ def _check_veto(run: Run, party: Party, person: str) -> None:
         raise refuse(Why.NOT_ENTITLED, "has no veto", expected=" or ".join(run.tier.veto), got=person)
     if party.id in run.overruled:
         raise refuse(Why.OVERRULED, "the quorum undid without this party what it did: it takes another", got=party.id)
+
+
+def _against(run: Run, proposal: Proposal, approvals: Iterable[Vote]) -> frozenset[str]:
+    """Parties that did alone what a proposal takes back, with or without more, and that don't approve it."""
+    parties: set[str] = set()
+    if isinstance(proposal, Resume):
+        parties = {call.party for call in run.calls}
+    elif isinstance(proposal, Amend):
+        parties = {party for party, one in run.narrowed.items() if _goes_beyond(proposal.scope, one)}
+    return frozenset(parties - {party_in(vote.person) for vote in approvals})
 
 
 def _goes_beyond(scope: Scope, mine: Alone) -> bool:

@@ -361,6 +361,26 @@ def test_more_than_the_quorum_allowed_still_has_vetoes() -> None:
     assert the_run(world).scope.chips == 100
 
 
+def test_asking_for_a_little_more_gets_around_no_narrower() -> None:
+    """A quorum that is quick leaves no time for a veto: what is fresh takes the narrower's consent here too."""
+    world = active()
+    more = changed(the_run(world).scope, budget_tflop=the_run(world).scope.budget_tflop + 1)
+    narrow(world, chips=8)
+    proposal = amend(world, "lab-a/ada", more)
+    world.agree(proposal, *QUORUM)
+    assert the_run(world).scope.chips == 8
+    world.agree(proposal, FAY)
+    assert (the_run(world).scope, the_run(world).overruled) == (more, frozenset())
+
+
+def test_more_where_nobody_narrowed_takes_no_narrowers_consent() -> None:
+    world = active()
+    narrow(world, chips=8)
+    more = changed(the_run(world).scope, budget_tflop=the_run(world).scope.budget_tflop + 1)
+    world.agree(amend(world, "lab-a/ada", more), *QUORUM)
+    assert the_run(world).scope == more
+
+
 # Over, and widened again
 
 
