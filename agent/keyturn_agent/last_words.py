@@ -18,6 +18,7 @@ from keyturn_agent.keyring import refuse_sealed
 from keyturn_agent.ports import Clock, Random, Verifier
 from keyturn_agent.status import mark_retired, read_listed, write_listed
 from keyturn_agent.store import Store, read_enrolment
+from keyturn_protocol.entries import Inventory, Retired, parse_entry
 from keyturn_protocol.entry_log import RetiredBody
 
 
@@ -61,10 +62,26 @@ class Session:
     def roll(self) -> None:
         self.store.roll_key(self.store.stamp(self._clock), self._now_s)
 
-    def retire(self, chips: Sequence[str] | None, reason: str) -> None:
-        body = RetiredBody(chips=None if chips is None else sorted(set(chips)), reason=reason)
+    def said(self, word: RetiredBody) -> bool:
+        """Whether the log says so already: a try that was cut short, before its receipt or just after, has left it.
+
+        What an inventory follows was said of chips that were listed anew since.
+        """
+        log = self.store.log
+        if log.chain.closed == "retired":
+            return True
+        start = log.spool.start_of(log.spool.receipted)
+        for line in reversed(log.lines(log.spool.receipted if start is None else start)):
+            match parse_entry(line):
+                case Inventory():
+                    return False
+                case Retired(body=body) if body == word:
+                    return True
+        return False
+
+    def retire(self, word: RetiredBody) -> None:
         # After this the word survives; a try that is cut short before it is signed finds it, and signs it.
-        self.store.log.append([body], self.store.stamp(self._clock))
+        self.store.log.append([word], self.store.stamp(self._clock))
 
 
 @contextmanager
@@ -129,11 +146,12 @@ def retire(
     known = {chip.uuid for chip in read_listed(folder)}
     if (strange := sorted(set(chips or ()) - known)) and (folder / "chips.json").exists():
         raise UsageError("no_chip", f"--chips: not a chip of this host: {', '.join(strange)}")
+    word = RetiredBody(chips=None if chips is None else sorted(set(chips)), reason=reason)
     with session(folder, verifier_at, random, patience_s, now_s) as work:
-        said = work.store.log.chain.closed == "retired"
+        said = work.said(word)
         work.deliver(ask=True, what="the retirement is not receipted yet" if said else "nothing was retired")
         if not said:
-            work.retire(chips, reason)
+            work.retire(word)
             work.deliver(ask=False, what="the retirement is not receipted yet")
         if chips is None:
             mark_retired(folder)

@@ -210,6 +210,33 @@ def test_a_crash_at_any_step_of_a_retirement_is_made_good(
             return
 
 
+def test_a_crash_at_any_step_of_retiring_chips_has_the_log_say_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in count(1):
+        host = Host(tmp_path / str(number), FakeVerifier())
+        host.enroll()
+        ended = True
+        with crash_at(monkeypatch, number, half=False):
+            try:
+                end(host, ["GPU-0"])
+            except Crash:
+                ended = False
+        if not ended:
+            end(host, ["GPU-0"])
+        assert sum(isinstance(entry, Retired) for entry in host.verifier.entries()) == 1, f"cut short at {number}"
+        if ended:
+            assert number > 8
+            return
+
+
+def test_a_chip_that_was_listed_again_is_retired_again(host: Host) -> None:
+    end(host, ["GPU-0"])
+    assert host.run()
+    end(host, ["GPU-0"])
+    assert sum(isinstance(entry, Retired) for entry in host.verifier.entries()) == 2
+
+
 def finish(host: Host) -> bool:
     """What the agent's start does with a log that has ended; returns whether this one has."""
     try:
