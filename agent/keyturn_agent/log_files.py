@@ -1,14 +1,18 @@
 """What a log's folder holds beside its segments, and the making of single lines."""
 
+import logging
 from typing import Literal
 
 from keyturn_agent.errors import StoreError
+from keyturn_agent.fitting import smaller
 from keyturn_agent.ports import Stamp
 from keyturn_protocol.canonical import Hex32, Record, Text, UInt, encode_record
 from keyturn_protocol.entries import ENTRY_OF_BODY, Body, Entry, parse_entry
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.limits import ENTRY_BYTES
 from keyturn_protocol.segment import ChainState
+
+logger = logging.getLogger(__name__)
 
 
 class Intended(Record, frozen=True, kw_only=True):
@@ -42,10 +46,23 @@ def contradicts(line: bytes, chain: ChainState) -> bool:
 
 
 def format_line(body: Body, chain: ChainState, stamp: Stamp) -> bytes:
-    """The line of the next entry after ``chain``.
+    """The line of the next entry after ``chain``; of a body that is too large, what fits.
 
     :raises ProtocolError: what the format has no place for.
+    :raises StoreError: ``entry_too_large``: nothing of it can be left out.
     """
+    line = whole = _line(body, chain, stamp)
+    for form in smaller(body, len(whole) - ENTRY_BYTES) if len(whole) > ENTRY_BYTES else ():
+        line = _line(form, chain, stamp)
+        if len(line) <= ENTRY_BYTES:
+            logger.warning("a %s of %d bytes was cut to %d", type(body).__name__, len(whole), len(line))
+            break
+    if len(line) > ENTRY_BYTES:
+        raise StoreError("entry_too_large", f"a {type(body).__name__} of {len(line)} bytes (at most {ENTRY_BYTES})")
+    return line
+
+
+def _line(body: Body, chain: ChainState, stamp: Stamp) -> bytes:
     entry: Entry = ENTRY_OF_BODY[type(body)](
         v=1,
         seq=chain.size,
@@ -56,7 +73,4 @@ def format_line(body: Body, chain: ChainState, stamp: Stamp) -> bytes:
         time_us=stamp.time_us,
         body=body,
     )
-    line = encode_record(entry)
-    if len(line) > ENTRY_BYTES:
-        raise StoreError("entry_too_large", f"a {type(body).__name__} of {len(line)} bytes (at most {ENTRY_BYTES})")
-    return line
+    return encode_record(entry)
