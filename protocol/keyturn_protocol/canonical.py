@@ -107,7 +107,9 @@ def decode_lines(data: bytes, kind: type[T] | Any) -> list[T] | None:
 
 
 def parse(data: bytes, kind: type[T] | Any) -> T:
-    """Typed decoding without the comparison: only for bytes that :func:`decode` has accepted before."""
+    """Typed decoding without the comparison: for bytes that :func:`decode` has accepted before, and for JSON that
+    nobody signs or hashes.
+    """
     try:
         value: T = _decoder(kind).decode(data)  # type: ignore[arg-type]
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:

@@ -1,15 +1,18 @@
 """Usage by hours, days and months: the parts add up to the whole, whatever they are grouped by."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from keyturn_protocol.api import WorkloadTotal
+from keyturn_protocol.api import Page, WorkloadTotal
 from keyturn_protocol.api_read import UsageBucket
+from keyturn_protocol.canonical import decode
 from keyturn_protocol.usage import UsageRow
 from keyturn_verifier.rollup.spans import span_of
 from keyturn_verifier.rollup.totals import LEVELS
+from keyturn_verifier.routes.pages import AHEAD_US
 from tests.support.node import START_US
 from tests.support.verifier import DAY_US, Database, Verifier
 from tests.verifier.test_read import every
@@ -115,13 +118,39 @@ def test_a_page_is_computed_once(tmp_path: Path, database: Database) -> None:
 
 
 def test_a_cursor_names_no_moment_to_come(tmp_path: Path, database: Database) -> None:
-    import base64
-
     with Verifier(tmp_path, db=database, clock=lambda: START_US) as verifier:
         token = verifier.reader_token()
-        for text in (f'[{START_US + 1},[false,"a"]]', '[-1,[false,"a"]]', "[0,[]]", '[0,["a",false]]', "[0]"):
+        later = START_US + AHEAD_US + 1
+        for text in (f'[{later},[false,"a"]]', '[-1,[false,"a"]]', "[0,[]]", '[0,["a",false]]', "[0]"):
             after = base64.urlsafe_b64encode(text.encode()).decode()
             assert verifier.client.get(f"/v1/workloads?after={after}", token).code == "bad_request"
-        for text in (f"[0,{START_US + 1}]", "[-1,5]", "[0,-1]", "[0]"):
+        for text in (f'[0,{later},""]', '[-1,5,""]', '[0,-1,""]', "[0,5]", "[0]"):
             after = base64.urlsafe_b64encode(text.encode()).decode()
             assert verifier.client.get(f"/v1/findings?after={after}", token).code == "bad_request"
+
+
+def test_a_cursor_of_a_replica_whose_clock_is_ahead_is_taken(tmp_path: Path, database: Database) -> None:
+    now = [START_US + DAY_US]
+    with Verifier(tmp_path, db=database, clock=lambda: now[0]) as verifier:
+        load(verifier)
+        token = verifier.reader_token()
+        for path in ("/v1/workloads", "/v1/findings"):
+            first: Page[Any] = decode(verifier.client.get(f"{path}?limit=1", token).body, Page[Any])
+            now[0] -= 2_000_000
+            assert verifier.client.get(f"{path}?limit=1&after={first.next}", token).status == 200
+
+
+@pytest.mark.parametrize("path", ["nodes", "usage", "workloads", "usage/buckets?bucket=month&by=site"])
+def test_what_no_database_holds_is_the_clients_mistake(tmp_path: Path, database: Database, path: str) -> None:
+    """PostgreSQL refuses a NUL in text; that isn't a database that is away, to be asked again and again."""
+    nul = (
+        base64.urlsafe_b64encode(rb'["\u0000",1]').decode(),
+        base64.urlsafe_b64encode(rb'[1,"\u0000",0,"\u0000",0,0]').decode(),
+    )
+    with Verifier(tmp_path, db=database) as verifier:
+        token = verifier.reader_token()
+        for query in ("workload=%00", *(f"after={after}" for after in nul)):
+            if path == "nodes" and query == "workload=%00":
+                continue
+            answer = verifier.client.get(f"/v1/{path}{'&' if '?' in path else '?'}{query}", token)
+            assert (answer.status, answer.code) == (400, "bad_request")

@@ -266,6 +266,28 @@ def test_findings_are_ranked_and_paged(verifier: Verifier) -> None:
     assert len(every(verifier.client, "/v1/findings", token, FindingItem, 1)) == 3
 
 
+def test_findings_go_on_behind_the_last_one_though_others_came_before_it(verifier: Verifier) -> None:
+    """What a replica computes for the next page, or this one for a page that it has forgotten."""
+    nodes = sorted((verifier.enrolled(usage=1) for _ in range(3)), key=lambda node: node.origin)
+    token = verifier.reader_token()
+    first = page(verifier.client.get("/v1/findings?limit=2", token), FindingItem)
+    assert [(f.code, f.origin) for f in first.items] == [("gap", node.origin) for node in nodes[:2]]
+    twin = nodes[0].copy()
+    verifier.client.post(nodes[0].segment(nodes[0].usage(1)))
+    verifier.client.post(twin.segment(twin.shutdown()))
+    verifier.service.computed._kept.clear()
+
+    second = page(verifier.client.get(f"/v1/findings?limit=2&after={first.next}", token), FindingItem)
+
+    assert [(f.code, f.origin) for f in second.items] == [("gap", nodes[2].origin)]
+
+
+def test_nothing_leads_elsewhere(verifier: Verifier) -> None:
+    """A redirect would name this server as it is seen from its proxy: without TLS."""
+    answer = verifier.client.get("/v1/nodes/", verifier.reader_token())
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -1,5 +1,6 @@
 """Findings as lines: open once per node and code, closed with a reason, opened again, explained by maintenance."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def test_there_must_be_something_to_close_and_a_reason(verifier: Verifier) -> No
         b'"x"', b'""'
     )
     assert post(verifier, "/v1/findings/close", wrong).code == "bad_request"
+
+
+def test_any_clients_json_will_do(verifier: Verifier) -> None:
+    """Nobody signs or hashes it: spaces and the order of keys are those of whatever library wrote it."""
+    node = verifier.enrolled(usage=1)
+    said = json.dumps({"reason": "größer", "node_id": node.name.node_id, "code": "gap"}, indent=2).encode()
+    assert post(verifier, "/v1/findings/close", said).status == 200
+    work = {"to_us": 6, "from_us": 5, "site": None, "reason": "new firmware", "node_id": None}
+    assert post(verifier, "/v1/maintenance", json.dumps(work).encode()).status == 200
+    assert post(verifier, "/v1/maintenance", json.dumps(work | {"until_us": 7}).encode()).code == "bad_request"
 
 
 def window(from_us: int, to_us: int, **where: str) -> MaintenanceRequest:

@@ -50,7 +50,15 @@ def create_app(service: Service) -> FastAPI:
             await asyncio.to_thread(service.webhooks.stop)
             await asyncio.to_thread(service.watch.stop)
 
-    app = FastAPI(title="Keyturn verifier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Keyturn verifier",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        # A redirect behind a proxy that ends TLS would lead to plain HTTP, and a token with it.
+        redirect_slashes=False,
+    )
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
     for module in (health, join, log, logs, read, review, statements, permits, runs, openings, leases, bundle):
         app.include_router(module.router(service))

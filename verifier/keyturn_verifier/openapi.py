@@ -169,7 +169,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         "info": {
             "title": "Keyturn verifier",
             "version": "1",
-            "description": "What nodes, operators and auditors ask a verifier. Errors are RFC 9457 problems.",
+            "description": "What nodes, operators and auditors ask a verifier. Errors are RFC 9457 problems. Bodies "
+            "that are hashed or signed, and those of /v1/join and /v1/leases, are canonical JSON (RFC 8785).",
         },
         "paths": dict(sorted(paths.items())),
         "components": {

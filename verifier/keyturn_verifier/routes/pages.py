@@ -3,13 +3,14 @@
 import base64
 import binascii
 from collections.abc import Callable, Hashable, Sequence
+from hashlib import sha256
 from typing import Annotated, Any, Final
 
 from fastapi import Header, Path, Query, Response
 from sqlalchemy import Connection
 
 from keyturn_protocol.api import PAGE_ITEMS, Page, ProblemCode
-from keyturn_protocol.canonical import Record, decode, encode, encode_record
+from keyturn_protocol.canonical import Record, UInt, decode, encode, encode_record
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.usage import HOUR_S
@@ -28,12 +29,17 @@ From = Annotated[
 To = Annotated[
     int | None, Query(alias="to", ge=0, le=_LAST_HOUR, multiple_of=HOUR_S, description="as `from`, not included")
 ]
-Workload = Annotated[str | None, Query(max_length=256, description="one workload's id, or a pool's")]
+Workload = Annotated[
+    str | None, Query(max_length=256, pattern="^[!-~]+$", description="one workload's id, or a pool's")
+]
 NodePath = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hex digits")]
 IncarnationPath = Annotated[int, Path(ge=1, le=MAX_INT, description="from 1")]
 Size = Annotated[int, Query(ge=1, le=MAX_INT)]
 Index = Annotated[int, Query(ge=0, le=MAX_INT)]
 Start = Annotated[int, Path(ge=0, le=MAX_INT, description="the first entry of the segment")]
+
+AHEAD_US: Final = 300_000_000
+"""A cursor's moment may be so far ahead: another replica made it, by a clock of its own, or this one's was set back."""
 
 HEADERS: Final = {"cache-control": "private, no-store"}
 JSON: Final = "application/json"
@@ -52,6 +58,15 @@ def one(record: Record) -> Response:
     return Response(encode_record(record), media_type=JSON, headers=HEADERS)
 
 
+def _no_cursor() -> Refusal:
+    return Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list")
+
+
+def _check_moment(until_us: int | None, now_us: int) -> None:
+    if until_us is not None and until_us > now_us + AHEAD_US:
+        raise _no_cursor()
+
+
 def page(items: Sequence[Any], last: Sequence[Any] | None) -> Response:
     """A page whose next one begins after ``last``; None: it is the last."""
     following = None if last is None else base64.urlsafe_b64encode(encode(list(last))).decode()
@@ -63,9 +78,13 @@ def cursor(text: str | None, kind: Any) -> Any:
     if text is None:
         return None
     try:
-        return decode(base64.b64decode(text, altchars=b"-_", validate=True), kind)
+        raw = base64.b64decode(text, altchars=b"-_", validate=True)
+        # PostgreSQL has no text with a NUL in it, so that no list has one either.
+        if b"\\u0000" in raw:
+            raise _no_cursor()
+        return decode(raw, kind)
     except (ProtocolError, binascii.Error, ValueError):
-        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list") from None
+        raise _no_cursor() from None
 
 
 def computed_page(
@@ -77,13 +96,22 @@ def computed_page(
     now_us: int,
     make: Callable[[int], list[Any]],
 ) -> Response:
-    """A page of a list that is computed as of one moment, which the cursor names."""
-    start, until_us = cursor(after, tuple[int, int]) or (0, None)
-    if start < 0 or (until_us is not None and not 0 <= until_us <= now_us):
-        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list")
+    """A page of a list that is computed as of one moment, which the cursor names beside the item that it ends with.
+
+    Another replica, or this one later, may compute the list anew, with what was written meanwhile: the next page goes
+    on behind that item, wherever it stands then.
+    """
+    start, until_us, last = cursor(after, tuple[UInt, UInt, str]) or (0, None, "")
+    _check_moment(until_us, now_us)
     items, until_us = service.computed.get(connection, what, until_us, now_us, make)
+    if last and (start > len(items) or _mark(items[start - 1]) != last):
+        start = next((i for i, item in enumerate(items, 1) if _mark(item) == last), start)
     end = start + limit
-    return page(items[start:end], [end, until_us] if end < len(items) else None)
+    return page(items[start:end], [end, until_us, _mark(items[end - 1])] if end < len(items) else None)
+
+
+def _mark(item: Record) -> str:
+    return sha256(encode_record(item)).hexdigest()[:16]
 
 
 def keyset_page(
@@ -100,9 +128,8 @@ def keyset_page(
 
     :param kind: the type of the key after which a page begins.
     """
-    until_us, key = cursor(after, tuple[int, kind]) or (None, None)
-    if until_us is not None and not 0 <= until_us <= now_us:
-        raise Refusal(ProblemCode.BAD_REQUEST, "after: not a cursor of this list")
+    until_us, key = cursor(after, tuple[UInt, kind]) or (None, None)
+    _check_moment(until_us, now_us)
 
     def computed(until_us: int) -> list[Any]:
         items, last = make(until_us, key)

@@ -1,4 +1,7 @@
-"""Findings as lines to work off, their closing, and maintenance windows."""
+"""Findings as lines to work off, their closing, and maintenance windows.
+
+What is said here is neither signed nor hashed, so any client's JSON will do: its order and white space are no matter.
+"""
 
 from typing import Annotated, Final
 
@@ -16,7 +19,7 @@ from keyturn_protocol.api_read import (
     Maintenance,
     MaintenanceRequest,
 )
-from keyturn_protocol.canonical import decode
+from keyturn_protocol.canonical import parse
 from keyturn_protocol.chips import chip_table
 from keyturn_protocol.findings import Finding
 from keyturn_protocol.limits import MAX_INT
@@ -60,7 +63,7 @@ def router(service: Service) -> APIRouter:
         """Close what is found of one code on one node so far, with a reason. It stays in the list and in audits."""
         with reading(service.engine) as connection:
             now_us, caller = allow(service, connection, authorization, Right.REVIEW)
-            request: CloseRequest = decode(raw, CloseRequest, limit=BODY_BYTES)
+            request: CloseRequest = parse(raw, CloseRequest)
             found = queries.findings(connection, now_us, chip_table(), service.about_leases(connection))
         with writing(service.engine) as connection:
             return one(review.close(connection, request, found, caller.name, now_us))
@@ -79,7 +82,7 @@ def router(service: Service) -> APIRouter:
         """Announce work: what reboots cause within the window becomes one line."""
         with reading(service.engine) as connection:
             now_us, caller = allow(service, connection, authorization, Right.REVIEW)
-        request: MaintenanceRequest = decode(raw, MaintenanceRequest, limit=BODY_BYTES)
+        request: MaintenanceRequest = parse(raw, MaintenanceRequest)
         with writing(service.engine) as connection:
             return one(review.announce(connection, request, caller.name, now_us))
 
