@@ -109,7 +109,10 @@ def test_every_relaxation_is_explained() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["Type=notify", "WatchdogSec=30", "Restart=always", "PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"],
+    [
+        *("Type=notify", "WatchdogSec=30", "Restart=always", "PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"),
+        "DeviceAllow=char-195 rw",
+    ],
 )
 def test_the_service_says(setting: str) -> None:
     assert f"\n{setting}\n" in SERVICE.read_text()
