@@ -34,18 +34,19 @@ _UID: Final = "[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32}"
 _RUN: Final = re.compile(r"keyturn-run-([!-~]+)\.scope")
 _JOB: Final = re.compile(r"job_([0-9]+)")
 _STEPD: Final = re.compile(r"slurm|slurm_[!-~]+|(?:[!-~]+_)?slurmstepd\.scope")
-_POD_SLICE: Final = re.compile(rf"(?:[a-z]+-)*kubepods(?:-[a-z]+)*-pod({_UID})\.slice(?::[a-z-]+:[0-9a-f]+)?")
+_POD_SLICE: Final = re.compile(rf"(?:[0-9a-z_.]+-)*kubepods(?:-[a-z]+)*-pod({_UID})\.slice(?::[a-z-]+:[0-9a-f]+)?")
 _POD: Final = re.compile(rf"pod({_UID})")
 _PODS: Final = re.compile(r"kubepods(?:\.slice)?|burstable|besteffort|guaranteed")
 _DOCKER: Final = re.compile(rf"docker-({_ID})\.scope")
 _BARE_ID: Final = re.compile(_ID)
-_PODMAN: Final = re.compile(rf"libpod-({_ID})(?:\.scope)?")
+_PODMAN: Final = re.compile(rf"libpod-(?:payload-)?({_ID})(?:\.scope)?")
 _USER: Final = re.compile(r"user-([0-9]+)\.slice")
 _UNIT: Final = re.compile(r"[!-~]+\.(?:service|scope)")
 _RUNTIMES: Final = frozenset(
     f"{name}.service"
     for name in (
-        "containerd", "crio", "docker", "k3s", "k3s-agent", "kubelet", "podman", "rke2-agent", "rke2-server", "slurmd",
+        "containerd", "crio", "docker", "k0scontroller", "k0sworker", "k3s", "k3s-agent", "kubelet", "podman",
+        "rke2-agent", "rke2-server", "slurmd", "snap.microk8s.daemon-containerd", "snap.microk8s.daemon-kubelite",
     )
 )  # fmt: skip
 

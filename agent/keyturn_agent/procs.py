@@ -4,6 +4,7 @@ A pid is an identity only together with the boot and the moment that the process
 numbers out again. So what is remembered about a pid is worth nothing once its start time is another.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from keyturn_protocol.values import Slug
 PROC: Final = Path("/proc")
 HOST_PIDS: Final = "pid:[4026531836]"
 """The first pid namespace of a kernel (``PROC_PID_INIT_INO``): only there NVML's pids are ours."""
-SLURM_CONF: Final = Path("/etc/slurm/slurm.conf")
+SLURM_CONFS: Final = tuple(
+    Path(text) for text in ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
+)
+"""Where it stands: usually, on a host without one of its own ("configless"), and in older Debian packages."""
+_CLUSTER: Final = re.compile(r"(?:^|\s)ClusterName\s*=\s*([!-~]+)", re.ASCII | re.IGNORECASE)
 NOBODY: Final = 65_534
 """What an owner without a number in our user namespace looks like."""
 
@@ -202,14 +207,14 @@ def hides_others(root: Path = PROC) -> bool:
     return False
 
 
-def slurm_cluster(conf: Path = SLURM_CONF) -> str:
-    """The cluster's name in Slurm's configuration, or ``unknown``."""
-    try:
-        lines = conf.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return "unknown"
-    for line in lines:
-        name, _, value = line.partition("#")[0].partition("=")
-        if name.strip().lower() == "clustername" and value.strip().isascii() and value.strip():
-            return value.strip().split()[0]
+def slurm_cluster(confs: Sequence[Path] = SLURM_CONFS) -> str:
+    """The cluster's name in the first of Slurm's configurations that is there and has one, or ``unknown``."""
+    for conf in confs:
+        try:
+            lines = conf.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if match := _CLUSTER.search(line.partition("#")[0]):
+                return match[1]
     return "unknown"

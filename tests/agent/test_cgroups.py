@@ -30,6 +30,11 @@ V2 = {
     f"/system.slice/containerd.service/kubepods-burstable-{POD}:cri-containerd:{C}": f"k8s:{UID}",
     f"/kubepods-burstable-{POD}:cri-containerd:{C}": f"k8s:{UID}",
     f"/system.slice/k3s.service/kubepods/burstable/pod{UID}/{C}": f"k8s:{UID}",
+    f"/system.slice/k0sworker.service/kubepods/burstable/pod{UID}/{C}": f"k8s:{UID}",
+    f"/system.slice/snap.microk8s.daemon-kubelite.service/kubepods/pod{UID}/{C}": f"k8s:{UID}",
+    # … under a root of its own (kubelet --cgroup-root), whose name systemd writes with underscores
+    f"/gpu.slice/gpu-kubepods.slice/gpu-kubepods-{POD}/crio-{C}.scope": f"k8s:{UID}",
+    f"/k8s_2.slice/k8s_2-kubepods.slice/k8s_2-kubepods-{POD}/cri-containerd-{C}.scope": f"k8s:{UID}",
     # … as seen from a cgroup namespace beside it
     f"/../../kubepods-besteffort.slice/kubepods-besteffort-{POD}/cri-containerd-{C}.scope": f"k8s:{UID}",
     f"/../../pod{UID}/{C}": f"k8s:{UID}",
@@ -42,6 +47,8 @@ V2 = {
     f"/machine.slice/machine-libpod_pod_{D}.slice/libpod-{C}.scope": f"podman:{C}",
     f"/libpod_parent/libpod-{C}": f"podman:{C}",
     f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{C}.scope/container": f"podman:{C}",
+    # … a rootless one that systemd starts (Quadlet)
+    f"/user.slice/user-1000.slice/user@1000.service/app.slice/train.service/libpod-payload-{C}": f"podman:{C}",
     # Slurm
     "/system.slice/slurmstepd.scope/job_123/step_0/user/task_0": "slurm:lab:123",
     "/system.slice/node7_slurmstepd.scope/job_123/step_batch/user/task_special": "slurm:lab:123",

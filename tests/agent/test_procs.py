@@ -140,9 +140,13 @@ def test_real_processes() -> None:
 
 def test_the_cluster_s_name(tmp_path: Path) -> None:
     conf = tmp_path / "slurm.conf"
-    assert slurm_cluster(conf) == "unknown"
-    conf.write_text("# ClusterName=no\nClusterName = alps # ours\nControlMachine=c\n")
-    assert slurm_cluster(conf) == "alps"
+    configless = tmp_path / "run" / "slurm.conf"
+    assert slurm_cluster([conf, configless]) == "unknown"
+    configless.parent.mkdir()
+    configless.write_text("SlurmctldHost=c clustername=jura\n")
+    assert slurm_cluster([conf, configless]) == "jura"
+    conf.write_text("# ClusterName=no\nOldClusterName=x\nClusterName = alps # ours\nControlMachine=c\n")
+    assert slurm_cluster([conf, configless]) == "alps"
 
 
 # -- shares
