@@ -3,8 +3,8 @@
 from keyturn_cli import switch_text
 from keyturn_cli.lines import Lines
 from keyturn_cli.output import named
-from keyturn_cli.switch_text import ALONE, short
-from keyturn_cli.units import span
+from keyturn_cli.switch_text import short
+from keyturn_cli.units import count, span
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Standing
 from keyturn_protocol.runs import Request
@@ -22,18 +22,22 @@ def report(policy: Policy, found: PolicyReport) -> Lines:
             f"  takes {switch_text.threshold(one.tier.approve)}",
             "  can't be approved, whoever signs"
             if one.may_be_away < 0
-            else f"  any {one.may_be_away} persons may be away, and every request can still be approved",
+            else f"  {_away(one.may_be_away, 'every request can still be approved')}",
             f"  stopped alone by {', '.join(one.vetoers) or 'nobody'}",
             f"  a verifier that is away for {span(one.outage_s)} ends no run",
             f"  a stop takes {span(one.stop_reachable_s)} on hosts that hear of it, "
             f"{span(one.stop_latest_s)} at the worst",
         )
-        if not one.tier.watchers:
-            lines.add("", f"  {ALONE}", style="yellow")
+        lines.add("", f"  {switch_text.alone(one.tier)}", style="yellow")
     lines.extend("refused", found.faults, style="red")
     if not found.faults:
         lines.add("verdict", "it can approve, and it can refuse", style="green")
     return lines
+
+
+def _away(many: int, then: str) -> str:
+    """How many may be out of reach, whoever they are."""
+    return f"any {count(many, 'person')} may be away, and {then}" if many else "nobody that it takes may be away"
 
 
 def report_json(found: PolicyReport) -> dict[str, object]:
@@ -67,11 +71,10 @@ def simulation(request: Request, digest: str, found: Simulation, standing: Stand
     if not found.possible.met:
         lines.add("", f"{found.possible}: nobody in the root can give that", style="red")
     else:
-        lines.add("away", f"any {found.may_be_away} of them may be away")
+        lines.add("away", _away(found.may_be_away, "it can still be approved"))
     lines.add("to stop", f"{span(found.stop_reachable_s)}, {span(found.stop_latest_s)} at the worst")
     lines.extend("refused", found.faults, style="red")
-    if not found.tier.watchers:
-        lines.add("note", ALONE, style="yellow")
+    lines.add("note", switch_text.alone(found.tier), style="yellow")
     return lines
 
 

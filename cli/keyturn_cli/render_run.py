@@ -7,7 +7,7 @@ from keyturn_cli import switch_text
 from keyturn_cli.lines import Lines
 from keyturn_cli.output import clean, named
 from keyturn_cli.permits import Event, View
-from keyturn_cli.switch_text import ALONE, groups, short, short_of
+from keyturn_cli.switch_text import groups, short, short_of
 from keyturn_cli.units import Rounding, count, duration, flop_of, moment, scientific, span
 from keyturn_protocol.api_switch import RUN_FINDINGS, RunView
 from keyturn_protocol.lifecycle import Open, Run, State, progress, state
@@ -58,8 +58,7 @@ def screen(view: View, openings: Openings | None, served: RunView | None) -> Lin
     if served is not None:
         findings(lines, served)
     in_force(lines, view)
-    if not run.tier.watchers:
-        lines.add("note", ALONE, style="yellow")
+    lines.add("note", switch_text.alone(run.tier), style="yellow")
     return lines
 
 

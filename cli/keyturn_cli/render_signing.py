@@ -8,7 +8,7 @@ from keyturn_cli.differences import differences
 from keyturn_cli.lines import Lines
 from keyturn_cli.output import clean, named
 from keyturn_cli.permits import View, as_last_seen
-from keyturn_cli.switch_text import ALONE, groups, short, short_of
+from keyturn_cli.switch_text import groups, short, short_of
 from keyturn_cli.units import moment, span
 from keyturn_protocol.alone import holdouts
 from keyturn_protocol.lifecycle import Run, counted, party_in
@@ -57,8 +57,7 @@ def of_run(
     elif not isinstance(said, Request) and said.reason:
         lines.add("reason", clean(said.reason, 2_000))
     lines.extend("then", _then(said, digest, found))
-    if not found.after.tier.watchers:
-        lines.add("note", ALONE, style="yellow")
+    lines.add("note", switch_text.alone(found.after.tier), style="yellow")
     return lines
 
 

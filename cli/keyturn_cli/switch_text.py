@@ -10,7 +10,14 @@ from keyturn_protocol.root import CLASSES, Standing, Threshold
 from keyturn_protocol.runs import Narrowing, Scope
 
 ALONE: Final = "the verifier alone can over-lease and hide a veto"
-"""Said wherever a permit is shown whose tier names no watchers."""
+"""Said wherever a permit is shown."""
+
+
+def alone(of: Tier) -> str:
+    """:data:`ALONE`, also of a tier that names watchers: no host of this version asks what they cosigned."""
+    if not of.watchers:
+        return ALONE
+    return f"{ALONE}: no host of this version asks what the watchers of {either(of.watchers, 'and')} saw"
 
 
 def groups(digest: str) -> str:
@@ -147,7 +154,7 @@ def tier(of: Tier) -> list[str]:
         f"decided within {span(of.decide_s)}, started within {span(of.start_s)} of that",
         f"leases of {span(of.lease_s)}; {span(of.grace_s)} of notice to the run before it is stopped",
         f"hosts of assurance level {of.assurance} or more; checked by the host itself: {either(of.verified, 'and')}",
-        f"watched by {either(of.watchers, 'and')}" if of.watchers else f"no watchers: {ALONE}",
+        alone(of) if of.watchers else f"no watchers: {ALONE}",
     ]
 
 

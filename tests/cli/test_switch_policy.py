@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from keyturn_protocol.canonical import encode_record
+from keyturn_protocol.root import Steward
 from tests.cli.conftest import Cli
 from tests.cli.switch_desk import Desk
-from tests.support.parties import person, root
+from tests.support.parties import person, root, service
 from tests.support.paths import REPO
 
 SMALL = """
@@ -74,7 +75,7 @@ def test_check_says_what_it_comes_to(keyturn: Cli, desk: Desk) -> None:
     code, out, err = keyturn("policy", "check", desk.folder / "policy.toml", *under)
     assert code == 0, err
     for shown in (
-        "any 1 persons may be away",
+        "any 1 person may be away, and every request can still be approved",
         "stopped alone by office/ivy, office/joe",
         "a verifier that is away for 48 h ends no run",
         "a stop takes 30 min on hosts that hear of it, 48 h 30 min at the worst",
@@ -82,6 +83,8 @@ def test_check_says_what_it_comes_to(keyturn: Cli, desk: Desk) -> None:
     ):
         assert shown in out, shown
     assert json.loads(keyturn("policy", "check", desk.folder / "policy.toml", *under, "--json")[1])["faults"] == []
+    (desk.folder / "all.toml").write_text(SMALL.replace("persons = 2", "persons = 5"))
+    assert "nobody that it takes may be away" in keyturn("policy", "check", desk.folder / "all.toml", *under)[1]
     assert keyturn("policy", "check", "--bundle", desk.file(), "--root", desk.pin)[0] == 0
 
 
@@ -133,3 +136,13 @@ def test_the_policies_that_are_ready_compile(keyturn: Cli, desk: Desk, name: str
     code, out, err = keyturn("policy", "check", file, "--under", desk.folder / "root")
     assert code in (0, 1), err
     assert "a verifier that is away for" in out
+
+
+def test_watchers_that_a_tier_names_hold_nothing_yet(keyturn: Cli, desk: Desk) -> None:
+    """No host asks what they cosigned: whoever reads that a tier has watchers reads that too."""
+    watcher = Steward(party="office", vkey=service("watcher", 4))
+    (desk.folder / "root").write_bytes(encode_record(root(watchers=[watcher])))
+    (desk.folder / "policy.toml").write_text(SMALL.replace("deny = 1", 'deny = 1\nwatchers = ["office"]'))
+    code, out, err = keyturn("policy", "check", desk.folder / "policy.toml", "--under", desk.folder / "root")
+    assert code == 0, err
+    assert "the verifier alone can over-lease and hide a veto: no host of this version asks what the watchers" in out
