@@ -90,6 +90,11 @@ class View:
         )
 
     @property
+    def reasons(self) -> Mapping[str, str]:
+        """What was said with each statement, by its hash."""
+        return {one.hash: getattr(one.statement, "reason", "") for one in self.events}
+
+    @property
     def unseen(self) -> tuple[Event, ...]:
         """What wasn't seen on this machine before; everything, if nothing was."""
         new = set(self.compared.new)

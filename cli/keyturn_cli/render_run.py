@@ -10,7 +10,7 @@ from keyturn_cli.permits import Event, View
 from keyturn_cli.switch_text import groups, short, short_of
 from keyturn_cli.units import Rounding, count, duration, flop_of, moment, scientific, span
 from keyturn_protocol.api_switch import RUN_FINDINGS, RunView
-from keyturn_protocol.lifecycle import Open, Run, State, progress, state
+from keyturn_protocol.lifecycle import ALIVE, Open, Run, State, progress, state
 from keyturn_protocol.openings import Openings
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Root, Standing
@@ -35,25 +35,28 @@ def screen(view: View, openings: Openings | None, served: RunView | None) -> Lin
     run, standing = view.run, view.standing
     at = state(run, view.at_us, 0 if served is None else served.charged_tflop)
     lines.add("run", f"{short(run.hash)}  {named(run.request.label)}  {at.upper()}{_since(run, view.at_us)}")
-    lines.add("hash", groups(run.hash))
+    lines.add("hash", groups(run.hash), f"for programs {run.hash}")
     lines.add("asked by", f"{switch_text.person(run.request.requester, standing)}, {moment(run.time_us)}")
-    _signed(lines, view)
+    lines.add("purpose", clean(run.request.purpose, 2_000) or "none given")
+    lines.add("lineage", named(run.request.lineage))
+    reasons = view.reasons
+    _signed(lines, view, reasons)
     lines.extend("allowed" if run.permit else "asked", switch_text.scope(run.scope))
     spec(lines, run.spec, openings, run.tier.verified)
     for digest, one in run.proposals.items():
         lines.extend("open", proposal(digest, one, standing))
     for call in run.calls:
         who = switch_text.person(call.person, standing)
-        lines.add("suspended", f"by {who}, {moment(call.time_us)}  [{call.hash}]")
+        lines.add("suspended", f"by {who}, {moment(call.time_us)}{_because(reasons[call.hash])}  [{call.hash}]")
     if run.voided is not None:
         lines.add("suspended", f"by root sha256:{run.voided[0]}: keys that the permit rests on are compromised")
     if run.ended is not None:
-        lines.add("ended", f"{moment(run.ended.time_us)}: {clean(run.ended.why, 2_000)}")
+        lines.add("ended", moment(run.ended.time_us) + _because(run.ended.why))
     if served is not None and run.permit is not None:
         charged(lines, served, view.at_us)
     if run.stop_at_us is not None and run.ended is None:
         lines.add("stopped" if run.stop_at_us <= view.at_us else "stops", stops(run, run.stop_at_us))
-    elif run.permit is not None and run.ended is None:
+    elif at in ALIVE or at is State.EXHAUSTED:
         lines.add("to stop", to_stop(run))
     if served is not None:
         findings(lines, served)
@@ -100,6 +103,8 @@ def in_force(lines: Lines, view: View) -> None:
     """Adds the root and the policy, and up to which leaf all of it holds."""
     root = view.standing.root
     lines.add("root", f"version {root.version} of {view.deployment}, sha256:{view.standing.hash}")
+    if root.expires_us <= view.at_us:
+        lines.add("", f"it expired {moment(root.expires_us)}: no host is enrolled under it any more", style="yellow")
     if view.policy is None:
         lines.add("policy", "none yet")
     else:
@@ -112,7 +117,7 @@ def _since(run: Run, at_us: int) -> str:
     return "" if run.started_us is None else f", day {(at_us - run.started_us) // 86_400_000_000 + 1}"
 
 
-def _signed(lines: Lines, view: View) -> None:
+def _signed(lines: Lines, view: View, reasons: Mapping[str, str]) -> None:
     """Adds who has spoken, what it takes, and who is missing."""
     run, standing = view.run, view.standing
     lines.add("tier", f"{run.tier.name}: takes {switch_text.threshold(run.tier.approve)}")
@@ -126,7 +131,7 @@ def _signed(lines: Lines, view: View) -> None:
     lines.add("signed", f"{len(so_far.persons)} of {run.tier.approve.persons}: {text}")
     for vote in run.votes.values():
         if vote.verdict != "approve":
-            lines.add("", f"{switch_text.person(vote.person, standing)}: {vote.verdict}")
+            lines.add("", f"{switch_text.person(vote.person, standing)}: {vote.verdict}{_because(reasons[vote.hash])}")
     if state(run, view.at_us) is State.PENDING:
         lines.add("missing", f"{so_far}, until {moment(deadline_us(run.time_us, run.tier.decide_s))}", style="yellow")
 
@@ -233,6 +238,7 @@ def stops(run: Run, at_us: int) -> str:
 
 
 def to_stop(run: Run) -> str:
-    """How long a stop takes, at the worst."""
+    """How a run is stopped, and how long that takes at the worst."""
     reached, worst = span(run.policy.stop.notice_s), span(worst_stop_s(run.policy, run.tier))
-    return f"keyturn suspend {short(run.hash)} · at the latest in {worst}, reachable hosts in {reached}"
+    how = "keyturn veto {} · once it runs, " if run.permit is None else "keyturn suspend {} · "
+    return how.format(short(run.hash)) + f"at the latest in {worst}, reachable hosts in {reached}"

@@ -414,3 +414,38 @@ def test_a_policy_that_was_seen_with_one_run_can_not_be_hidden_from_another(desk
     assert keyturn("show", "--bundle", desk.file(run), "--root", desk.pin)[0] == 0
     code, _, err = keyturn("show", "--bundle", before, "--root", desk.pin)
     assert (code, digest in err) == (1, True)
+
+
+def test_show_says_why_and_how_it_is_stopped(desk: Desk, run: str, say: Say, keyturn: Cli) -> None:
+    def shown(of: str) -> tuple[str, dict[str, Any]]:
+        where = ("show", "--bundle", desk.file(of), "--root", desk.pin)
+        return keyturn(*where)[1], json.loads(keyturn(*where, "--json")[1])["run"]
+
+    stop = "at the latest in 48 h 30 min, reachable hosts in 30 min"
+    assert say("deny", "operator-b/eve", run, "--reason", "who pays?")[0] == 0
+    text, plain = shown(run)
+    assert f"keyturn veto r-{run[:8]} · once it runs, {stop}" in text
+    assert "operator-b/eve (operator, hosting): deny: who pays?" in text
+    assert (plain["votes"][0]["reason"], plain["stop_latest_s"], plain["stop_reachable_s"]) == (
+        "who pays?",
+        174_600,
+        1_800,
+    )
+    assert say("veto", "office/ivy", run, "--reason", "no such data")[0] == 0
+    text, _ = shown(run)
+    assert "office/ivy (regulator, state): veto: no such data" in text
+    assert "to stop" not in text
+    other = desk.approved("7" * 64)
+    desk.start(other)
+    assert f"keyturn suspend r-{other[:8]} · {stop}" in shown(other)[0]
+    assert say("suspend", "office/joe", other, "--reason", "an incident")[0] == 0
+    text, plain = shown(other)
+    assert ": an incident  [" in text
+    assert plain["suspensions"][0]["reason"] == "an incident"
+    assert f"for programs {other}" in text
+
+
+def test_a_root_that_expired_is_said(tmp_path: Path, keyturn: Cli) -> None:
+    desk = Desk(tmp_path, of=root(expires_us=BEGIN))
+    code, out, _ = keyturn("verify-bundle", desk.file(), "--root", desk.pin)
+    assert (code, "no host is enrolled under it any more" in out) == (0, True)
