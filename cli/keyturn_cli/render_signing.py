@@ -13,6 +13,7 @@ from keyturn_cli.units import moment, span
 from keyturn_protocol.alone import holdouts
 from keyturn_protocol.lifecycle import Run, counted, party_in
 from keyturn_protocol.openings import Openings
+from keyturn_protocol.policy import Tier
 from keyturn_protocol.public_keys import PublicKey
 from keyturn_protocol.runs import (
     Amend,
@@ -43,13 +44,13 @@ def of_run(
     lines.add("sign", _what(said, run.hash), f"statement {groups(digest)}")
     lines.add("as", switch_text.person(person, standing), *([] if key is None else [f"with {key}"]))
     render_run.asked(lines, run, standing)
-    _tier(lines, run)
     stake = at_stake(said, run)
+    tier = _tier_of(said, digest, found)
+    _tier(lines, run, tier, run.request.scope if stake is None else stake.scope)
     lines.extend("allowed", switch_text.scope(_scope(view, said, run)))
-    render_run.spec(lines, run.spec if stake is None else stake.spec, openings, run.tier.verified)
+    render_run.spec(lines, run.spec if stake is None else stake.spec, openings, tier.verified)
     if isinstance(stake, Amend):
-        lines.extend("amends", [str(one) for one in differences(run.scope, stake.scope, "scope")])
-        lines.extend("", [str(one) for one in differences(dict(run.spec), stake.spec, "spec")])
+        _amends(lines, run, stake)
     if not isinstance(said, Request):
         changed(lines, view)
     if isinstance(said, Decision):
@@ -57,8 +58,28 @@ def of_run(
     elif not isinstance(said, Request) and said.reason:
         lines.add("reason", clean(said.reason, 2_000))
     lines.extend("then", _then(said, digest, found))
-    lines.add("note", switch_text.alone(found.after.tier), style="yellow")
+    if isinstance(said, (Request, Decision)) and found.after.ended is None:
+        lines.add("to stop", render_run.to_stop(found.after))
+    lines.add("note", switch_text.alone(tier), style="yellow")
     return lines
+
+
+def _tier_of(said: RunStatement, digest: str, found: Consequence) -> Tier:
+    """By whose rules it is decided: of an amendment, the tier of what it asks for, which may be a higher one."""
+    before, after = found.before, found.after
+    proposal = after.proposals.get(digest)
+    if isinstance(said, Decision) and before is not None:
+        proposal = before.proposals.get(said.subject)
+    return (before or after).tier if proposal is None else proposal.tier
+
+
+def _amends(lines: Lines, run: Run, stake: Amend) -> None:
+    """Adds what is other than now, and what becomes of the program that runs."""
+    lines.extend("amends", [str(one) for one in differences(run.scope, stake.scope, "scope")])
+    spec = [str(one) for one in differences(dict(run.spec), stake.spec, "spec")]
+    if spec and run.started_us is not None:
+        spec.append(f"what runs by the old spec is stopped {span(run.policy.stop.notice_s)} after, and started anew")
+    lines.extend("", spec)
 
 
 def _what(said: RunStatement, run: str) -> str:
@@ -77,9 +98,9 @@ def _what(said: RunStatement, run: str) -> str:
             assert_never(said)
 
 
-def _tier(lines: Lines, run: Run) -> None:
-    """Adds the tier and why the run is in it."""
-    scope, bound = run.request.scope, run.tier.above
+def _tier(lines: Lines, run: Run, tier: Tier, scope: Scope) -> None:
+    """Adds the tier and what of a scope puts the run into it."""
+    bound = tier.above
     total = lineage_tflop(scope, run.request.ancestors)
     reasons = []
     if bound.budget_tflop is not None and scope.budget_tflop > bound.budget_tflop:
@@ -88,8 +109,14 @@ def _tier(lines: Lines, run: Run) -> None:
         reasons.append("its chips")
     if bound.lineage_tflop is not None and (total is None or total > bound.lineage_tflop):
         reasons.append("what it builds on")
-    why = f"for {switch_text.either(reasons, 'and')}" if reasons else "the lowest: it is below all of them"
-    lines.add("tier", f"{run.tier.name}, {why}", f"takes {switch_text.threshold(run.tier.approve)}")
+    why = f"for {switch_text.either(reasons, 'and')}" if reasons else _otherwise(run, tier)
+    lines.add("tier", f"{tier.name}, {why}", f"takes {switch_text.threshold(tier.approve)}")
+
+
+def _otherwise(run: Run, tier: Tier) -> str:
+    """Why a run is in a tier of which it passes no bound."""
+    lowest = tier.name == run.policy.tiers[0].name
+    return "the lowest: it is below all of them" if lowest else "as it was decided on"
 
 
 def _scope(view: View, said: RunStatement, run: Run) -> Scope:

@@ -12,12 +12,13 @@ from keyturn_protocol.canonical import encode, parse
 from keyturn_protocol.dsse import pae, parse_envelope
 from keyturn_protocol.lifecycle import State
 from keyturn_protocol.openings import Opening, Openings
+from keyturn_protocol.policy import Above
 from keyturn_protocol.root import Person, Root
 from keyturn_protocol.sshsig import format_armor
 from tests.cli.conftest import Cli
 from tests.cli.switch_desk import OPENINGS, Desk
 from tests.support.optional import require_program
-from tests.support.parties import BEGIN, changed, envelope, narrowing, person, person_key, policy, root
+from tests.support.parties import BEGIN, changed, envelope, narrowing, person, person_key, policy, root, tier
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -104,6 +105,7 @@ def test_what_is_shown_before_an_approval(desk: Desk, run: str, say: Say) -> Non
         "regulator 1 of 1",
         "1 operator, 1 more organisation(s) after this",
         "stays pending",
+        "once it runs, at the latest in 48 h 30 min, reachable hosts in 30 min",
         "the verifier alone can over-lease and hide a veto",
     ):
         assert shown in out, shown
@@ -449,3 +451,33 @@ def test_a_root_that_expired_is_said(tmp_path: Path, keyturn: Cli) -> None:
     desk = Desk(tmp_path, of=root(expires_us=BEGIN))
     code, out, _ = keyturn("verify-bundle", desk.file(), "--root", desk.pin)
     assert (code, "no host is enrolled under it any more" in out) == (0, True)
+
+
+def test_an_amendment_is_shown_in_the_tier_that_decides_it(tmp_path: Path, keyturn: Cli) -> None:
+    """Which is that of what it asks for, for who proposes it and for who decides; and what it does to what runs."""
+    huge = tier(name="huge", above=Above(budget_tflop=10**13, chips=None, lineage_tflop=None), verified=["argv"])
+    desk = Desk(tmp_path, tiers=[tier(), changed(huge, lease_s=24 * 3600)])
+    say, run = sayer(keyturn, desk), desk.approved()
+    desk.start(run)
+    assert (
+        "tier       large, for its budget and its chips"
+        in say("suspend", "office/ivy", run, "--reason", "x", take=False)[1]
+    )
+    (desk.folder / "spec.toml").write_text('[spec]\nargv = ["python", "eval.py"]\n')
+    opened = desk.folder / "new.openings.json"
+    more = ("--flop", "2e25", "--spec", desk.folder / "spec.toml", "--openings", opened, "--reason", "more")
+    code, out, err = say("amend", "lab-a/ada", run, *more)
+    assert (code, "huge, for its budget" in out, "argv python eval.py (checked by each host)" in out) == (
+        0,
+        True,
+        True,
+    ), err
+    assert "what runs by the old spec is stopped 30 min after" in out
+    (proposal,) = desk.switch.runs[run].proposals
+    code, out, err = say("approve", "office/ivy", run, "--on", proposal, "--openings", opened)
+    assert (code, "huge, for its budget" in out, "argv python eval.py (checked by each host)" in out) == (
+        0,
+        True,
+        True,
+    ), err
+    assert f"keyturn suspend r-{run[:8]} · at the latest in 48 h 30 min" in out
