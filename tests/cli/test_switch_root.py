@@ -128,7 +128,8 @@ def test_the_first_root_by_a_file_key_and_an_ssh_key(files: Files) -> None:
     assert isinstance(said, Root)
     assert [party.id for party in said.parties] == ["lab-a", "office"]
     assert [person.party for person in said.persons] == ["lab-a", "office"]
-    out, _ = files.sign("made", "ada", "one")
+    out, err = files.sign("made", "ada", "one")
+    assert "once enough have signed, keyturn-verifier root install " in err
     for shown in (
         "nothing was in force before",
         "lab-a/ada (lab, acme)",
@@ -159,7 +160,8 @@ def test_the_next_root_is_counted_under_both(files: Files) -> None:
     assert "thresholds.root.persons: 2 → 1" in out
     assert "1 more of any class, 1 more organisation(s) after this, under root version 1" in out
     assert "nothing after this, under root version 2" in out
-    files.sign("next-one", "ada", "next-two", *where)
+    _, err = files.sign("next-one", "ada", "next-two", *where)
+    assert "once enough have signed, keyturn statement send " in err
     both = ("--bundle", files.bundle("two", "next-two"), "--root", pin(files, "two"))
     assert "version 2 of kt.example" in files.run("root", *both)[0]
     assert "version 1 of kt.example" in files.run("root", "show", "1", *both)[0]

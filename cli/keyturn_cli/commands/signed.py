@@ -29,8 +29,10 @@ from keyturn_protocol.authority import Why, refuse
 from keyturn_protocol.dsse import Envelope
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.openings import Openings, format_openings
-from keyturn_protocol.root import Standing
+from keyturn_protocol.policy import Policy
+from keyturn_protocol.root import Root, Standing
 from keyturn_protocol.runs import Decision, RunStatement
+from keyturn_protocol.statements import parse_payload
 from keyturn_protocol.values import SpecPart
 
 
@@ -257,9 +259,21 @@ def write_statement(out: Path, envelope: Envelope, json: bool) -> None:
     if json:
         print_json({"kind": envelope.kind, "sha256": digest, "signed": len(envelope.signatures)})
     elif envelope.signatures:
-        note(f"{out}: signed, hash {digest}; keyturn statement send {out} gives it to a verifier")
+        note(f"{out}: signed, hash {digest}; {_next(out, envelope)}")
     else:
         note(f"{out}: not signed yet; keyturn sign {out} --key FILE --out STATEMENT does that")
+
+
+def _next(out: Path, envelope: Envelope) -> str:
+    """What to do with a signed statement: of a root or policy one signature is seldom enough."""
+    send = f"keyturn statement send {out} gives it to a verifier"
+    match parse_payload(envelope.kind, envelope.payload):
+        case Root(version=1):
+            return f"once enough have signed, keyturn-verifier root install {out} on the verifier's own machine"
+        case Root() | Policy():
+            return f"once enough have signed, {send}"
+        case _:
+            return send
 
 
 def deliver(where: Source, envelope: Envelope) -> int:
