@@ -139,7 +139,12 @@ def _exec(arguments: argparse.Namespace) -> int:
 def _hash(text: str) -> str:
     digest = text.removeprefix("sha256:")
     if len(digest) != 2 * hashlib.sha256().digest_size or set(digest) - set("0123456789abcdef"):
-        raise UsageError("bad_flag", f"--run: expected the hash of a request, 64 hex digits (got {text!a})")
+        raise UsageError(
+            "bad_flag",
+            f"--run: expected the hash of a request, 64 hex digits (got {text!a})",
+            # No host has a token, with which it could look for a shorter one.
+            hint="keyturn show RUN has it in full",
+        )
     return digest
 
 

@@ -46,6 +46,11 @@ def test_it_is_a_wrong_command_line(
     err.encode()  # and can be printed
 
 
+def test_a_short_name_of_a_run_is_answered_with_where_the_whole_one_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exec", "--run", "r-7f3a81c2", "--", "true"]) == 2
+    assert "hint: keyturn show RUN has it in full" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("signal", ["USR1", "sigusr1", "10", "64"])
 def test_what_is_right_is_asked(tmp_path: Path, signal: str, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["exec", "--socket", str(tmp_path / "none.sock"), *SMALL, "--signal", signal, "--", "echo", "é"])

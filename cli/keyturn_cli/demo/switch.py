@@ -176,7 +176,7 @@ class SwitchStory:
         return run, openings
 
     def _refused(self, run: str, leased: Sequence[str]) -> None:
-        self.teller.command("keyturn-agent exec --run", f"r-{run[:8]}", "--", *APPROVED)
+        self.teller.command("keyturn-agent exec --run", f"{run[:8]}…", "--", *APPROVED)
         self.teller.say(self._exec("too early", *leased, code=1).last)
         self.teller.command("keyturn approve", f"r-{run[:8]}", "--key", "ada.key")
         own = self.desk.keyturn("approve", run, "--key", self.desk.key(ADA), "--expect", run, code=1)
@@ -194,7 +194,7 @@ class SwitchStory:
 
     def _other_program(self, run: str, openings: Path) -> None:
         self.teller.step("another program under the same permit is refused by the host itself")
-        self.teller.command("keyturn-agent exec --run", f"r-{run[:8]}", "--", *OTHER)
+        self.teller.command("keyturn-agent exec --run", f"{run[:8]}…", "--", *OTHER)
         done = self._exec("other program", "--run", run, "--openings", str(openings), "--", *OTHER, code=1)
         self.teller.say(done.last)
 
@@ -231,7 +231,7 @@ class SwitchStory:
     # -- helpers
 
     def _start(self, name: str, run: str, leased: Sequence[str]) -> Child:
-        self.teller.command("keyturn-agent exec --run", f"r-{run[:8]}", "--", *APPROVED)
+        self.teller.command("keyturn-agent exec --run", f"{run[:8]}…", "--", *APPROVED)
         return self.children.start(name, *self.exec, *leased)
 
     def _ended(self, child: Child, why: str) -> None:
