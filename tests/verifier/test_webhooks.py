@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import re
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -11,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_protocol.switch import log_statement
 from keyturn_verifier import config, notify, webhooks
 from keyturn_verifier.config import Webhook
 from keyturn_verifier.db.engine import reading, writing
 from keyturn_verifier.errors import UsageError, VerifierError
+from keyturn_verifier.switch_events import events
+from tests.support.assembly import Assembly
+from tests.support.office import Office
+from tests.support.parties import envelope
+from tests.support.paths import REPO
 from tests.support.verifier import DEPLOYMENT, Verifier, call
 
 SECRET = b"a secret of twenty-four bytes or more"
@@ -218,3 +225,44 @@ def test_a_secret_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
             webhooks.load_secret(Webhook(url="https://example.org", secret_file=file))
     with pytest.raises(VerifierError, match="no webhook's secret"):
         webhooks.load_secret(Webhook(url="https://example.org", secret_file=tmp_path / "none"))
+
+
+def test_each_statement_and_each_new_state_of_a_run_is_a_message(tmp_path: Path, receiver: Receiver) -> None:
+    """From the first root on, through the server: what people say is taken with a hook as without one."""
+    assert call("init", "--state", tmp_path / "state", "--deployment", DEPLOYMENT).returncode == 0
+    to = hook(tmp_path / "state", receiver.url)
+    with (tmp_path / "state" / "verifier.toml").open("a") as file:
+        file.write(f'[[webhook]]\nurl = "{to.url}"\nsecret_file = "hook.secret"\n')
+    with Verifier(tmp_path) as verifier:
+        office = Office.opened(verifier)
+        office.suspend(office.approved())
+        office.decide(office.request(), "office/ivy", verdict="veto")
+        for _ in SAID:
+            assert receiver.arrived.acquire(timeout=30)
+        assert waiting(verifier) <= 1  # the last one is taken, and perhaps not yet forgotten
+    got = sorted((json.loads(body) for _, body in receiver.got), key=lambda one: one["data"]["index"])
+    assert [one["type"] for one in got if one["type"].startswith("statement.")] == [f"statement.{k}" for k in SAID[:9]]
+    assert [one["type"] for one in got if one["type"].startswith("run.")] == [f"run.{to}" for to in SAID[9:]]
+
+
+SAID = (
+    *("root", "policy", "request", "decision", "decision", "decision", "suspend", "request", "decision"),
+    *("pending", "approved", "suspended", "pending", "denied"),
+)
+
+
+def test_the_page_shows_the_messages_of_a_veto() -> None:
+    page = (REPO / "docs" / "operations-verifier.md").read_text()
+    (block,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    shown = [json.loads(line) for line in block.splitlines()]
+    hall = Assembly()
+    run = hall.say(hall.request(), "lab-a/ada")
+    said = hall.decision(run, "office/ivy", "veto")
+    logged = log_statement(
+        envelope(said, "office/ivy"), said, hall.switch.index + 1, hall.now_us, hall.switch.authority
+    )
+    sent = [json.loads(one) for one in events(hall.switch, logged, hall.switch.decide(logged), run)]
+    for one, other in zip(shown, sent, strict=True):
+        assert (one["type"], one["data"].keys()) == (other["type"], other["data"].keys())
+        for name in ("kind", "person", "label", "state"):
+            assert one["data"].get(name) == other["data"].get(name)

@@ -1,6 +1,6 @@
 """Messages about runs, kept until they are delivered: written in the transaction that they are about.
 
-    {"data":{"index":41,"kind":"decision","person":"office/ivy","run":"5e0c…","sha256":"71a3…","state":"approved"},
+    {"data":{"index":41,"kind":"decision","person":"office/ivy","run":"5e0c…","sha256":"71a3…"},
      "timestamp":"2026-09-21T13:34:41.000000Z","type":"statement.decision"}                 (one line)
 
 A message says what to look at, and is no evidence: who gets one reads the statement itself.
@@ -38,7 +38,7 @@ class Message:
     tries: int
 
 
-def event(kind: str, time_us: int, **data: Any) -> bytes:
+def event(kind: str, time_us: int, /, **data: Any) -> bytes:
     """A message's body."""
     moment = (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="microseconds")
     return encode({"type": kind, "timestamp": moment.replace("+00:00", "Z"), "data": data})
