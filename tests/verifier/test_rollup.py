@@ -198,3 +198,16 @@ def test_sums_are_those_of_all_rows_at_any_moment(
             pass
         for wanted in filters(random):
             Reader(verifier).equal(wanted, clock[0], random)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_pool_that_holds_nothing_does_not_end_the_list(verifier: Verifier, limit: int) -> None:
+    node = verifier.enrolled()
+    for workload in ("slurm:1", None):
+        node.usage(1, workload=workload)
+    assert verifier.client.post(node.range(node.sent, node.size)).status == 200
+    reader = Reader(verifier)
+    with reading(verifier.engine) as connection:
+        view = View(connection, reader.sources, reader.silence, chip_table())
+        listed = [one.workload for one in reader.workloads(view, EVERYTHING, node.time_us, limit)]
+    assert listed == ["slurm:1", UNATTRIBUTED]

@@ -38,7 +38,8 @@ def workloads(
         names = [wanted.workload] if (wanted.workload in _POOLS, wanted.workload) > (pool, name) else []
     else:
         names = [] if pool else view.workloads(spans, name, limit, _NO_POOL)
-        names += [one for one in _POOLS if not pool or one > name][: limit - len(names)]
+        if len(names) < limit:  # both: the one that comes first may hold nothing
+            names += [one for one in _POOLS if not pool or one > name]
     names = [one for one in names if one != EVERY]
     sums = view.by_workload(spans, [one for one in names if one not in _POOLS])
     for one in (one for one in names if one in _POOLS):
@@ -46,7 +47,7 @@ def workloads(
     if GAP in names:
         for _, part in missing(view, wanted, until_us, lambda _: GAP).items():
             sums.setdefault(GAP, Part()).add(part)
-    return [sums[one].total(one) for one in names if one in sums]
+    return [sums[one].total(one) for one in names if one in sums][:limit]
 
 
 def missing(view: View, wanted: Filter, until_us: int, group: Callable[[Place], G]) -> dict[G, Part]:
