@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,13 +147,20 @@ def _top(
     authorities.set(ca)
 
 
+@cache
+def _command() -> Any:
+    """What typer makes of all functions and their annotations; to build it takes longer than most verbs."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """One call of the program; returns its exit code: 0 fine, 1 rejected, 2 usage, 3 could not decide."""
     try:
         found = settings.load(os.environ)
         settings.current.set(found)
-        given = settings.defaults(typer.main.get_command(app), found)
-        code = int(app(arguments, prog_name="keyturn", standalone_mode=False, default_map=given) or Exit.FINE)
+        command = _command()
+        given = settings.defaults(command, found)
+        code = int(command(arguments, prog_name="keyturn", standalone_mode=False, default_map=given) or Exit.FINE)
     except CliError as error:
         complain(str(error), error.hint)
         return error.exit
