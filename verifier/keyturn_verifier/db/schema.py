@@ -1,5 +1,6 @@
 """Bringing a database to the newest schema."""
 
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,8 @@ def migrate(engine: Engine) -> None:
 
 def upgrade(connection: Connection) -> None:
     """Run the migrations that a database lacks, inside of a transaction."""
+    if _have(connection) == _want():
+        return
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -39,10 +42,18 @@ def check(engine: Engine) -> None:
     :raises VerifierError: it has another one.
     """
     with reading(engine) as connection:
-        have = MigrationContext.configure(connection).get_current_revision()
-    want = ScriptDirectory.from_config(_config()).get_current_head()
-    if have != want:
-        raise VerifierError(f"the database has schema {have}, this version needs {want}", hint="serve migrates it")
+        have = _have(connection)
+    if have != _want():
+        raise VerifierError(f"the database has schema {have}, this version needs {_want()}", hint="serve migrates it")
+
+
+def _have(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@cache
+def _want() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def _config() -> Config:
