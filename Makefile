@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # Twice the cores: most tests wait for programs, clocks and disks.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 2 * (os.cpu_count() or 1)))')
 
+# Tests start programs by the thousand: what they import is compiled once, whatever the caller's environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help venv demo test faults fuzz fleet check bench lock clean
 .DEFAULT_GOAL := help
 

@@ -1,5 +1,6 @@
 """Fixtures of every area."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,18 @@ import pytest
 from tests.support.descriptors import descriptors
 from tests.support.optional import require
 from tests.support.paths import REPO, shared_folder
+
+# What is imported and collected stays to the end: to look through it for garbage again and again is a tenth of the run.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else a library that counts what it leaves at the end complains
 
 
 def pytest_configure() -> None:

@@ -38,14 +38,14 @@ def test_valid_inputs_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(data=st.binary(max_size=200))
 def test_any_bytes(name: str, data: bytes) -> None:
     held(PARSERS[name], data)
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_damaged_inputs(name: str, data: st.DataObject) -> None:
     parser = PARSERS[name]

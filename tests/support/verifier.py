@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import uvicorn
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import Connection, Row, event, select, text
 from sqlmodel import SQLModel
 
 from keyturn_protocol.api import Trust
@@ -24,6 +26,7 @@ from keyturn_protocol.ids import Deployment
 from keyturn_verifier import cli, config, keyfiles, service, state, tokens, translog
 from keyturn_verifier.clock import Clock, wall_clock
 from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.db.schema import upgrade
 from keyturn_verifier.db.tables import log, segment
 from keyturn_verifier.export import export
 from keyturn_verifier.server import bind, configure
@@ -42,6 +45,28 @@ UNCOMPARED = {
 """Published, or brought up to date, by clocks of their own."""
 
 
+_said: dict[str, list[tuple[str, Any]]] = {}
+"""What the migrations said to an empty database, by dialect."""
+
+
+def _upgrade(connection: Connection) -> None:
+    """The migrations of an empty database: run once in a process, and after that repeated word by word."""
+    known = _said.get(connection.dialect.name)
+    if known is not None:
+        for statement, parameters in known:
+            connection.exec_driver_sql(statement, parameters)
+        return
+    said: list[tuple[str, Any]] = []
+
+    def heard(_c: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool) -> None:
+        said.append((statement, parameters or None))
+
+    event.listen(connection, "before_cursor_execute", heard)
+    upgrade(connection)
+    event.remove(connection, "before_cursor_execute", heard)
+    _said[connection.dialect.name] = said
+
+
 class Verifier:
     """A verifier that serves from a thread of this process. Use it as a context.
 
@@ -51,7 +76,8 @@ class Verifier:
     def __init__(self, folder: Path, *, db: Database = lambda: None, clock: Clock = wall_clock, **limits: int) -> None:
         self.state = folder / "state"
         if not self.state.exists():
-            state.create(self.state, DEPLOYMENT, db(), clock)
+            with patch.object(state, "upgrade", _upgrade):
+                state.create(self.state, DEPLOYMENT, db(), clock)
         settings = config.load(self.state)
         # Sums are brought up to date by the tests that are about it, and by processes of their own.
         limits = {"rollup_interval_ms": 10**9} | limits
