@@ -1,5 +1,6 @@
 """What was approved stays bound to what runs: against a real agent, a real gate and real commands."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from keyturn_agent.switch import hold
 from keyturn_agent.switch.asking import Ask, Leased, ToExec, line, to_exec
 from keyturn_agent.switch.programs import began_as
 from keyturn_agent.switch.stub import TOKEN
@@ -156,6 +158,22 @@ def test_a_stub_that_becomes_another_program(host: LeasingHost, how: str) -> Non
             until(lambda: details(host, "program_unseen"))
             process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_where_no_process_more_is_allowed_nothing_is_held_and_the_command_begins(
+    monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    """As in a container that is at its limit: neither the helper's parent, or not the helper itself."""
+    fork, left = os.fork, iter(range(allowed))
+
+    def limited() -> int:
+        if next(left, None) is None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    assert not hold.over_exec("true", lambda: True)
 
 
 def test_what_is_started_is_seen_whatever_it_becomes_next(host: LeasingHost, folder: Path) -> None:

@@ -32,21 +32,28 @@ def over_exec(program: str, look: Callable[[], bool]) -> bool:
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     libc.ptrace.restype = ctypes.c_long
     held, ours, helpers = os.getpid(), *socket.socketpair()
-    between = os.fork()
-    if between == 0:
-        # The helper's parent is gone at once: the command finds no child that it never started.
-        if os.fork() == 0:
-            ours.close()
-            _help(libc, held, helpers, look)
-        os._exit(0)
-    helpers.close()
-    os.waitpid(between, 0)
-    with ours:
+    try:
+        between = os.fork()
+        if between == 0:
+            # The helper's parent is gone at once: the command finds no child that it never started.
+            try:
+                if os.fork() == 0:
+                    ours.close()
+                    _help(libc, held, helpers, look)
+            finally:
+                os._exit(0)
+        helpers.close()
+        os.waitpid(between, 0)
         libc.prctl(_SET_TRACER, int.from_bytes(ours.recv(4), "big"), 0, 0, 0)
         ours.sendall(b"?")
-        traced = ours.recv(1) == b"y"
-    libc.prctl(_SET_TRACER, 0, 0, 0, 0)
-    return traced
+        return ours.recv(1) == b"y"
+    except OSError:
+        # There is no helper: no process more is allowed here, or somebody killed it.
+        return False
+    finally:
+        ours.close()
+        helpers.close()
+        libc.prctl(_SET_TRACER, 0, 0, 0, 0)
 
 
 def _help(libc: ctypes.CDLL, held: int, ours: socket.socket, look: Callable[[], bool]) -> None:
