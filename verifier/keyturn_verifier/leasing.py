@@ -50,6 +50,8 @@ from keyturn_verifier.switch_events import moved
 from keyturn_verifier.switch_state import SwitchState
 
 RENEW_S: Final = 600
+_OF_OTHERS: Final = frozenset({Why.CHIP_CLAIMED, Why.CHIP_TAKEN})
+"""Refusals that expect another's node or run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,4 +354,9 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise Refusal(ProblemCode.LEASE_REFUSED, f"{error.why}: {error}") from None
+        text = str(error)
+        if error.why in _OF_OTHERS:
+            # Auditors are told. Who asks may be anybody's host: by a node's id it gets that one's leases, and by a
+            # run's hash its permit (docs/adr/0011).
+            text = f"{text.partition(' (')[0]} (got {error.got})"
+        raise Refusal(ProblemCode.LEASE_REFUSED, f"{error.why}: {text}") from None
