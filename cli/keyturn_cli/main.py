@@ -168,11 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return Exit.REJECTED
     except _Usage as error:
-        message = error.format_message()
+        message = error.format_message().replace("Value error, ", "")  # typer's converters begin with it
         if message.startswith("Usage:"):  # there was no command: this is the help
             talk().print(message)
         elif message:  # empty where typer has shown the help itself
-            complain(message[0].lower() + message[1:].rstrip("."), "keyturn --help")
+            where = getattr(error, "ctx", None)
+            complain(
+                message[0].lower() + message[1:].rstrip("."), f"{where.command_path if where else 'keyturn'} --help"
+            )
         return Exit.USAGE
     except BrokenPipeError:
         # Whoever read the results has had enough; the interpreter must not complain about the rest.

@@ -32,3 +32,20 @@ def test_without_a_verifier_each_command_says_what_it_takes_instead(
     words = [key_file(tmp_path, "office/ivy") if word == "KEY" else word for word in line]
     code, out, err = keyturn(*words)
     assert (code, out, err) == (2, "", f"keyturn: error: --verifier: missing\nkeyturn: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (("deny", "r-1234"), "keyturn deny"),
+        (("policy", "check", "--bogus"), "keyturn policy check"),
+        (("root", "--bogus"), "keyturn root show"),
+        (("list", "--verifier", "http://127.0.0.1:9", "--state", "bogus"), "keyturn list"),
+        (("bogus",), "keyturn"),
+    ],
+)
+def test_a_wrong_line_names_the_help_of_its_own_command(keyturn: Cli, line: tuple[str, ...], command: str) -> None:
+    code, _, err = keyturn(*line)
+    assert (code, err.splitlines()[-1]) == (2, f"keyturn: hint: {command} --help")
+    assert "Value error" not in err
+    assert keyturn(*command.split()[1:], "--help")[0] == 0
