@@ -71,7 +71,7 @@ def charged(lines: Lines, served: RunView, at_us: int) -> None:
     text = f"{flop(used)} of {flop(budget)} FLOP ({100 * used / budget:.0f} %, high end) · {flop(left, 'down')} left"
     if served.committed_tflop > used:
         text += f" · {flop(served.committed_tflop - used)} out on leases"
-    if served.started_us is not None and used and at_us > served.started_us:
+    if served.state is State.ACTIVE and served.started_us is not None and used and at_us > served.started_us:
         remaining_s = max(0, budget - used) * (at_us - served.started_us) // used // 1_000_000
         text += f" · at the rate so far exhausted in {duration(remaining_s * 1_000_000)}"
     lines.add("charged", text, "as the verifier adds it up; keyturn audit recomputes it")

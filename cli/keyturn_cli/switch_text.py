@@ -87,7 +87,7 @@ def scope(of: Scope) -> list[str]:
     """What a scope allows, a line each."""
     return [
         f"at most {flop_of(of.budget_tflop)}, charged at the high end for {', '.join(of.dtypes)}",
-        f"at most {of.chips:,} chips at once"
+        f"at most {count(of.chips, 'chip')} at once"
         + ("" if of.chip_uuids is None else f", out of {len(of.chip_uuids):,}:")
         + ("" if of.chip_uuids is None else " " + ", ".join(map(named, of.chip_uuids))),
         "at any site" if of.sites is None else f"at {either(map(named, of.sites))}",
@@ -163,6 +163,6 @@ def allowance(of: Allowance) -> list[str]:
     return [
         f"{flop_of(of.organisation_tflop)} of an organisation, {flop_of(of.lineage_tflop)} of a lineage, "
         f"in {span(of.window_s)}",
-        f"on at most {of.chips:,} chips of an organisation at once, in leases of {span(of.lease_s)}",
+        f"on at most {count(of.chips, 'chip')} of an organisation at once, in leases of {span(of.lease_s)}",
         f"for tests of the hardware {flop_of(of.diagnostics_tflop)} a host and day",
     ]

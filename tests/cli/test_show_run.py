@@ -95,6 +95,9 @@ def test_a_run_that_is_under_way(
     ], "nothing from before the lease, or of another host"
     lease = office.verifier.client.get(f"/v1/leases?run={run}", office.verifier.reader_token("approver"))
     assert found[2]["to_us"] == json.loads(lease.body)["items"][0]["expires_us"], "silence after that is nobody's"
+    office.suspend(run)
+    code, out, err = keyturn("show", run)
+    assert (code, "SUSPENDED" in out, "at the rate so far" in out) == (0, True, False), out + err
 
 
 def test_of_very_many_findings_the_gravest_are_shown(charged: tuple[str, Starter], asking: Path, keyturn: Cli) -> None:

@@ -245,3 +245,18 @@ def test_a_signature_that_is_none_counts_for_nobody(files: Files) -> None:
         out, _ = files.sign(name, "ada", "never", code=1)
         assert out == ""
     assert not (files.folder / "never").exists()
+
+
+def test_a_root_that_calls_the_key_compromised_that_signs_it(files: Files) -> None:
+    """It counts under the root before, and not under this one: nobody is told that it is enough."""
+    files.new("made")
+    files.sign("made", "ada", "one")
+    files.sign("one", "ivy", "two")
+    where = ("--bundle", files.bundle("two"), "--root", pin(files, "two"))
+    stolen = TOML.replace('"ADA"', '{ key = "ADA", compromised_since = 2026-01-01 }')
+    files.new("next", *where, text=stolen + f'\n[[person]]\nid = "lab-a/bob"\nkeys = ["{files.key("bob")}"]\n')
+    files.sign("next", "ivy", "next-one", *where)
+    out, _ = files.sign("next-one", "ada", "next-two", *where)
+    assert "nothing after this, under root version 1" in out
+    assert "1 more of any class, 1 more organisation(s) after this, under root version 2" in out
+    assert "others have to sign" in out

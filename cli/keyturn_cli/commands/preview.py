@@ -67,7 +67,7 @@ def _authority(where: Source, envelope: Envelope, said: Root | Policy, key: Publ
     lines = authorities.screen(judged)
     _changes(lines, said, before)
     _fills(lines, judged, key, at_us)
-    _then(lines, said, judged, key)
+    _then(lines, said, _after(judged, key, at_us))
     if view is not None:
         view.keep(where.memory)
     return lines
@@ -99,21 +99,22 @@ def _fills(lines: Lines, judged: Judged, key: PublicKey, at_us: int) -> None:
         break
     else:
         raise consequence.refused(refuse(Why.NOT_A_PERSON, "nobody's key in a root that counts here", got=str(key)))
-    for count in _after(judged, key):
+    for count in _after(judged, key, at_us):
         lines.add("missing", f"{count.tally} after this, under root version {count.standing.root.version}")
 
 
-def _after(judged: Judged, key: PublicKey) -> list[authorities.Count]:
-    """Each count with this signature."""
+def _after(judged: Judged, key: PublicKey, at_us: int) -> list[authorities.Count]:
+    """Each count with this signature, where it counts: a root may call compromised the very key that signs it."""
+    found = [(count, count.standing.keys.get(key.id)) for count in judged.counts]
     return [
-        count.with_person(count.standing.keys[key.id].person.id) if key.id in count.standing.keys else count
-        for count in judged.counts
+        count if one is None or one.refusal(at_us, at_us) is not None else count.with_person(one.person.id)
+        for count, one in found
     ]
 
 
-def _then(lines: Lines, said: Root | Policy, judged: Judged, key: PublicKey) -> None:
+def _then(lines: Lines, said: Root | Policy, after: list[authorities.Count]) -> None:
     """Adds what happens with the signature."""
-    enough = all(count.tally.met for count in _after(judged, key))
+    enough = all(count.tally.met for count in after)
     way = "keyturn statement send"
     if isinstance(said, Root) and said.version == 1:
         way = "keyturn-verifier root install"
