@@ -167,9 +167,13 @@ def _counted(run: Run, logged: Logged, statement: RunStatement) -> Run:
             return run
         case Decision() if statement.verdict == "veto":
             return run
+        case Withdraw():
+            # Else the same suspension, made and taken back, is no end of bytes: a bundle has all of them.
+            freed = sum(call.size for call in run.calls if call.hash == statement.subject)
         case _:
-            person = statement.person
-    size = run.said.get(person, 0) + logged.size
+            freed = 0
+    person = statement.person
+    size = run.said.get(person, 0) + logged.size + freed
     if size > SAID_BYTES:
         raise refuse(Why.TOO_MUCH, f"{person} said too much about this run", expected=f"<= {SAID_BYTES}", got=size)
     return replace(run, said={**run.said, person: size})

@@ -88,6 +88,8 @@ class Call:
     """When the signer wants the run to stop."""
     alone_us: int
     """When it does if nobody else suspends: not before the notice is over."""
+    size: int
+    """Bytes, which count as said once it is withdrawn."""
 
 
 class Alone(msgspec.Struct, frozen=True):

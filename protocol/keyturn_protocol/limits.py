@@ -77,7 +77,8 @@ OPENINGS_BYTES: Final = 256 * 1024
 ARGUMENTS: Final = 4_096
 """Of a command line in an opening."""
 SAID_BYTES: Final = 1024 * 1024
-"""What one person says about one run, in bytes of payload; vetoes and suspensions apart, which are never too much."""
+"""What one person says about one run, in bytes of payload; vetoes and suspensions apart, which are never too much, but
+for suspensions that it withdraws."""
 CALLS: Final = 64
 """Suspensions of one run by one person that are in force at once."""
 PENDING: Final = 64
