@@ -10,6 +10,7 @@ from keyturn_cli.permits import Event, View
 from keyturn_cli.switch_text import groups, short, short_of
 from keyturn_cli.units import Rounding, count, duration, flop_of, moment, scientific, span
 from keyturn_protocol.api_switch import RUN_FINDINGS, RunView
+from keyturn_protocol.entry_switch import WORDS
 from keyturn_protocol.lifecycle import ALIVE, Open, Run, State, progress, state
 from keyturn_protocol.openings import Openings
 from keyturn_protocol.policy import Policy
@@ -79,6 +80,10 @@ def charged(lines: Lines, served: RunView, at_us: int) -> None:
     lines.add(
         "chips", f"{served.leased_chips:,} of {served.scope.chips:,} in {count(served.leases, 'lease')} · {level}"
     )
+    if served.checked:
+        said = {word: [part for part in SPEC_PARTS if served.checked.get(part) == word] for word in WORDS}
+        text = " · ".join(f"{', '.join(parts)} {word}" for word, parts in said.items() if parts)
+        lines.add("", f"{text}, by the word of the hosts: of all of them the weakest")
 
 
 def findings(lines: Lines, served: RunView) -> None:

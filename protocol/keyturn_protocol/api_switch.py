@@ -21,7 +21,7 @@ import msgspec
 
 from keyturn_protocol.api import FindingItem
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
-from keyturn_protocol.entry_switch import LeaseKind
+from keyturn_protocol.entry_switch import Checked, LeaseKind
 from keyturn_protocol.lifecycle import State
 from keyturn_protocol.root import Class
 from keyturn_protocol.runs import Scope
@@ -161,6 +161,8 @@ class RunView(RunItem, frozen=True, kw_only=True):
     spec: dict[SpecPart, Hex32 | None]
     verified: list[SpecPart]
     """Parts that a host must have checked itself."""
+    checked: dict[SpecPart, Checked]
+    """What the hosts that hold its leases said of each part, of all of them the weakest word; empty without a lease."""
     signed: list[Signed]
     missing: Missing
     veto: list[Class]

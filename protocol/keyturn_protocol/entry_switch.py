@@ -21,6 +21,8 @@ LeaseKind = Literal["run", "allowance", "diagnostics"]
 """Under what: a run's permit, the allowance of an organisation, or that of a node for tests of its hardware."""
 Checked = Literal["verified", "declared", "unchecked"]
 """Of a part of the spec: the host compared it with the commitment; it was only told; nobody said anything."""
+WORDS: Final[tuple[Checked, ...]] = ("verified", "declared", "unchecked")
+"""The same, from the strongest to the weakest."""
 Lineage = Annotated[Text, msgspec.Meta(min_length=1)]
 SPENT: Final = "the compute of the lease is used up"
 """The reason of a ``final`` that charges the rest of its lease as well: too little to run on until a stop is over."""

@@ -107,5 +107,6 @@ def test_of_very_many_findings_the_gravest_are_shown(charged: tuple[str, Starter
     assert code == 0, err
     text = " ".join(out.split())
     assert "medium: gap: 2 chips not measured for 3600.0 s" in text
+    assert "image, argv verified · config declared · data unchecked, by the word of the hosts" in text
     assert f"and {RUN_FINDINGS - 5} or more: --json lists so many, keyturn findings all of them" in text
     assert len(json.loads(keyturn("show", run, "--json")[1])["as_served"]["findings"]) == RUN_FINDINGS

@@ -297,7 +297,12 @@ def test_a_spec_that_the_host_has_to_check(verifier: Verifier) -> None:
     office = Office.opened(verifier, tiers=[tier(verified=["argv"])])
     run, host = office.approved(), Starter.enrolled(verifier, 0)
     refused(host.get(host.ask(run, spec=spec(argv="declared"))), "unverified")
-    assert host.leased(run, spec=spec(argv="verified")).run == run
+    assert office.view(run).checked == {}, "nobody has a lease"
+    assert host.leased(run).run == run
+    said = {"argv": "verified", "config": "declared", "data": "unchecked", "image": "verified"}
+    assert office.view(run).checked == said
+    Starter.enrolled(verifier, 1).leased(run, spec=spec(image="unchecked", data="verified"))
+    assert office.view(run).checked == said | {"image": "unchecked"}, "the weakest word of all"
 
 
 def test_one_huge_report_uses_up_no_run_and_no_allowance(

@@ -1,6 +1,6 @@
 """Runs as people look at them: computed from the switch, when they are asked for."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, select
@@ -18,9 +18,12 @@ from keyturn_protocol.api_switch import (
     Signed,
     SuspensionItem,
 )
+from keyturn_protocol.canonical import parse
 from keyturn_protocol.dsse import parse_envelope
+from keyturn_protocol.entry_switch import WORDS, Checked, PermitBody
 from keyturn_protocol.ids import Origin
 from keyturn_protocol.lease import lease_subject, parse_lease
+from keyturn_protocol.lease_accounts import Account
 from keyturn_protocol.lifecycle import Run, State, progress
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.quorum import tally
@@ -29,12 +32,15 @@ from keyturn_protocol.runs import Decision, Request
 from keyturn_protocol.statement_base import kind_of
 from keyturn_protocol.statements import parse_payload
 from keyturn_protocol.switch import Switch
+from keyturn_protocol.values import SPEC_PARTS, SpecPart
 from keyturn_verifier.db.statement_tables import statement
-from keyturn_verifier.db.switch_tables import lease_issued
+from keyturn_verifier.db.switch_tables import lease_issued, lease_request
 from keyturn_verifier.db.tables import log
 from keyturn_verifier.errors import stored
 
 _SECOND: Final = 1_000_000
+_AT_ONCE: Final = 500
+"""Leases in one query."""
 
 
 def item(switch: Switch, run: Run, index: int, at_us: int) -> RunItem:
@@ -43,7 +49,13 @@ def item(switch: Switch, run: Run, index: int, at_us: int) -> RunItem:
 
 
 def view(
-    switch: Switch, run: Run, index: int, at_us: int, events: list[RunEvent], findings: Iterable[FindingItem]
+    switch: Switch,
+    run: Run,
+    index: int,
+    at_us: int,
+    checked: dict[SpecPart, Checked],
+    events: list[RunEvent],
+    findings: Iterable[FindingItem],
 ) -> RunView:
     """All of a run on one screen."""
     standing = switch.authority.standing_at(switch.index + 1)
@@ -60,6 +72,7 @@ def view(
         scope=run.scope,
         spec=dict(run.spec),
         verified=list(run.tier.verified),
+        checked=checked,
         signed=list(_signed(run, standing, counting)),
         missing=Missing(
             persons=0 if decided else lacking.missing_persons,
@@ -171,9 +184,29 @@ def leases_of(connection: Connection, run: str, leases: Collection[str]) -> set[
     """Which of some leases are of a run, by their hashes."""
     found: set[str] = set()
     hashes = [bytes.fromhex(lease) for lease in sorted(leases)]
-    for at in range(0, len(hashes), 500):
-        query = select(lease_issued.c.sha256).where(lease_issued.c.sha256.in_(hashes[at : at + 500]))
+    for at in range(0, len(hashes), _AT_ONCE):
+        query = select(lease_issued.c.sha256).where(lease_issued.c.sha256.in_(hashes[at : at + _AT_ONCE]))
         found |= {bytes(h).hex() for h in connection.execute(query.where(lease_issued.c.run == run)).scalars()}
+    return found
+
+
+def held(accounts: Mapping[Origin, Account], at_us: int) -> list[str]:
+    """Hashes of the leases of a run under which hosts may spend now."""
+    return sorted(one.hash for account in accounts.values() for one in account.open if one.expires_us > at_us)
+
+
+@stored
+def checked(connection: Connection, leases: Sequence[str]) -> dict[SpecPart, Checked]:
+    """What hosts said of the parts of the spec when they asked for these leases, the weakest word of each."""
+    found: dict[SpecPart, Checked] = {}
+    together = (lease_request.c.log_id == lease_issued.c.log_id) & (lease_request.c.seq == lease_issued.c.seq)
+    query = select(lease_request.c.body).join(lease_issued, together)
+    for at in range(0, len(leases), _AT_ONCE):
+        hashes = [bytes.fromhex(lease) for lease in leases[at : at + _AT_ONCE]]
+        for body in connection.execute(query.where(lease_issued.c.sha256.in_(hashes))).scalars():
+            said: PermitBody = parse(body, PermitBody)
+            for part in SPEC_PARTS:
+                found[part] = max(getattr(said.spec, part), found.get(part, WORDS[0]), key=WORDS.index)
     return found
 
 

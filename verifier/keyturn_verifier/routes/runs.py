@@ -56,11 +56,13 @@ def router(service: Service) -> APIRouter:
                 if found is None:
                     raise Refusal(ProblemCode.NOT_FOUND, f"no run {run} is here")
                 wrong = service.switch.findings()
-                ends = run_findings.ends_us(switch.ledger.accounts(run))
+                accounts = switch.ledger.accounts(run)
+                ends, held = run_findings.ends_us(accounts), runs.held(accounts, now_us)
             about = runs.leases_of(connection, run, {lease for lease, _ in wrong})
             said = [each for lease, each in wrong if lease in about]
             findings = [item(one) for one in run_findings.of_run(connection, run, ends, said, now_us, chip_table())]
+            checked = runs.checked(connection, held)
             with service.switch.caught_up(connection, 0) as switch:
-                return one(runs.view(switch, found, service.switch.requested(run), now_us, events, findings))
+                return one(runs.view(switch, found, service.switch.requested(run), now_us, checked, events, findings))
 
     return routes
