@@ -57,6 +57,7 @@ def screen(view: View, openings: Openings | None, served: RunView | None) -> Lin
         charged(lines, served, view.at_us)
     if run.stop_at_us is not None and run.ended is None:
         lines.add("stopped" if run.stop_at_us <= view.at_us else "stops", stops(run, run.stop_at_us))
+        lines.add("to resume", to_resume(run, view.at_us))
     elif at in ALIVE or at is State.EXHAUSTED:
         lines.add("to stop", to_stop(run))
     if served is not None:
@@ -240,6 +241,15 @@ def stops(run: Run, at_us: int) -> str:
     """When a suspended run stops, and how sure that is."""
     latest_us = at_us + run.tier.lease_s * 1_000_000
     return f"all hosts that can be reached at {moment(at_us)}; any other at the latest {moment(latest_us)}"
+
+
+def to_resume(run: Run, at_us: int) -> str:
+    """What it takes to let a suspended run go on, and until when who suspended it has to agree."""
+    text = f"keyturn resume {short(run.hash)} · takes {switch_text.threshold(run.tier.approve)}"
+    for party in sorted({call.party for call in run.calls}):
+        until_us = run.suspended[party].since_us + run.policy.stop.alone_s * 1_000_000
+        text += f", {party} among them until {moment(until_us)}" if at_us < until_us else ""
+    return text
 
 
 def to_stop(run: Run) -> str:

@@ -443,6 +443,8 @@ def test_show_says_why_and_how_it_is_stopped(desk: Desk, run: str, say: Say, key
     assert say("suspend", "office/joe", other, "--reason", "an incident")[0] == 0
     text, plain = shown(other)
     assert ": an incident  [" in text
+    assert f"keyturn resume r-{other[:8]} · takes 3 persons of 3 organisations" in text
+    assert ", office among them until " in text
     assert plain["suspensions"][0]["reason"] == "an incident"
     assert f"for programs {other}" in text
 
