@@ -21,7 +21,7 @@ import msgspec
 from keyturn_agent.errors import UsageError
 from keyturn_agent.ports import Reading
 from keyturn_protocol.canonical import Record, UInt, decode, encode
-from keyturn_protocol.entry_inventory import Chip, InventoryBody
+from keyturn_protocol.entry_inventory import Chip, InventoryBody, check_inventory
 from keyturn_protocol.entry_usage import Share, ShareClass
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import workload_id
@@ -145,6 +145,11 @@ def _check_header(name: str, header: Header) -> None:
     seen: set[str] = set()
     if len({chip.uuid for chip in header.chips}) != len(header.chips):
         raise _bad(name, 1, "every chip once", ", ".join(chip.uuid for chip in header.chips))
+    try:
+        # Found here, and not by the log once a host is enrolled and metering has begun.
+        check_inventory(header.inventory())
+    except ProtocolError as error:
+        raise UsageError("bad_recording", f"{name}: line 1: {error}") from error
     for workload in header.workloads:
         _check_workload_id(name, 1, workload.id)
         if workload.id in seen:

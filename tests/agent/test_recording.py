@@ -2,17 +2,19 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn_agent.errors import UsageError
-from keyturn_agent.recording import format_recording, parse_recording
+from keyturn_agent.recording import Header, format_recording, parse_recording
 from keyturn_agent.sampler import Span, measure
 from keyturn_agent.sources.replay import ReplaySource
 from keyturn_protocol.canonical import encode
-from tests.agent.samples import header, reading, recorded, share, steady, steady_recording
+from tests.agent.samples import chip, header, reading, recorded, share, steady, steady_recording
 
 
 def test_what_is_written_is_read() -> None:
@@ -24,6 +26,11 @@ def test_what_is_written_is_read() -> None:
 
 def lines(*records: object) -> bytes:
     return b"".join(encode(record) + b"\n" for record in records)
+
+
+def of(**changes: Any) -> Header:
+    """A header with one chip that differs."""
+    return msgspec.structs.replace(header(), chips=[msgspec.structs.replace(chip("GPU-0"), **changes)])
 
 
 TWO = (recorded(0, reading()), recorded(10, reading()))
@@ -58,6 +65,9 @@ TWO = (recorded(0, reading()), recorded(10, reading()))
         ),
         (lines(header(), recorded(0, reading(), shares=(share(0, "gap", 1),)), TWO[1]), "line 2: not a workload id"),
         (lines(header(1, ("run:a", "run:a")), *TWO), "line 1: expected every workload once"),
+        (lines(of(role="mig_instance", parent="GPU-1"), *TWO), "line 1: the parent of a MIG instance is listed beside"),
+        (lines(of(role="mig_parent"), *TWO), "line 1: a MIG parent without instances is a whole GPU"),
+        (lines(of(sms=0), *TWO), "line 1: a chip without SMs computes nothing"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(data: bytes, message: str) -> None:
