@@ -90,8 +90,10 @@ class Fleet:
         findings: dict[str, Counter[str]] = {node: Counter() for node in self.nodes}
         for finding in found.findings:
             findings[parse_origin(finding.origin).node_id][finding.code.value] += 1
-        wrong = {self.nodes[node]: counts for node, counts in findings.items() if counts != phase.findings}
-        assert not wrong, f"expected findings {phase.findings}: {wrong}"
+        wrong = {node: counts for node, counts in findings.items() if counts != phase.findings}
+        told = [finding for finding in found.findings if parse_origin(finding.origin).node_id in wrong]
+        cases = {self.nodes[node]: dict(counts) for node, counts in wrong.items()}
+        assert not wrong, f"expected findings {phase.findings}: {cases}; {told}"
 
 
 def seen_of(ended: Ended) -> str:
