@@ -7,6 +7,7 @@ from keyturn_agent.doctor import Check, State
 from keyturn_agent.errors import AgentError
 from keyturn_agent.switch.gate_word import GateWord, expected_of
 from keyturn_agent.switch.gatelink import SOCKET, GateLink
+from keyturn_agent.words import count
 
 _PATIENCE_S = 5.0
 
@@ -36,4 +37,4 @@ def _look(config: Config) -> tuple[State, str]:
         return "warn", f"released by root: {status.released.reason}"
     if status.trouble is not None:
         return "warn", status.trouble
-    return "ok", f"{word.driver}, {len(status.chips)} chips"
+    return "ok", f"{word.driver}, {count(len(status.chips), 'chip')}"

@@ -13,6 +13,7 @@ from keyturn_agent.log_files import Opened
 from keyturn_agent.spool import Spool
 from keyturn_agent.store import holder, read_enrolment
 from keyturn_agent.switch.entitlement import check_allowance, newest_root
+from keyturn_agent.words import count
 from keyturn_protocol.canonical import Decimal, Record, UInt, decode, encode
 from keyturn_protocol.entry_inventory import Chip
 from keyturn_protocol.entry_log import Source
@@ -200,7 +201,7 @@ def describe(status: Status) -> str:
     if live is not None:
         lines.append(f"chips      {len(live.chips)}, of which {len(live.unreadable)} cannot be read")
         lines += [f"           {chip}" for chip in live.chips]
-        lines += [f"nobody's   {count} x {reason}" for reason, count in sorted(live.unattributed.items())]
+        lines += [f"nobody's   {many} x {reason}" for reason, many in sorted(live.unattributed.items())]
         if live.paused_until_us is not None:
             lines.append(f"paused     until {datetime.fromtimestamp(live.paused_until_us // 10**6, UTC).isoformat()}")
         lines += _gate(live.gate) if live.gate is not None else []
@@ -229,7 +230,7 @@ def _lease(lease: LiveLease) -> list[str]:
     charged = int(lease.charged_flop)
     percent = charged * 100 // max(1, lease.upto_tflop * 10**12)
     lines = [
-        f"lease      {lease.lease[:16]} of {lease.kind} {of}, {len(lease.chips)} chips, {lease.phase}",
+        f"lease      {lease.lease[:16]} of {lease.kind} {of}, {count(len(lease.chips), 'chip')}, {lease.phase}",
         f"           charged {charged:.3g} of {lease.upto_tflop * 10**12:.3g} FLOP ({percent} %, high end)",
     ]
     if lease.stop_in_s is not None:

@@ -77,7 +77,7 @@ def above(bound: Above) -> str:
     if bound.budget_tflop is not None:
         parts.append(f"{flop_of(bound.budget_tflop)}")
     if bound.chips is not None:
-        parts.append(f"{bound.chips:,} chips")
+        parts.append(count(bound.chips, "chip"))
     if bound.lineage_tflop is not None:
         parts.append(f"{flop_of(bound.lineage_tflop)} with all that it builds on")
     return either(parts)

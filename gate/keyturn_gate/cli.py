@@ -110,7 +110,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     deadline = time.monotonic() + _FIRST_PASS_S
     while locker.done < first and time.monotonic() < deadline:
         time.sleep(0.01)
-    manager.say(f"READY=1\nSTATUS={driver.kind}, {len(locker.chips)} chips")
+    manager.say(f"READY=1\nSTATUS={driver.kind}, {_count(len(locker.chips), 'chip')}")
     server.serve(manager.alive)
     # Grants, modes and runs stay as they are: the next start goes on from the file.
     manager.say("STOPPING=1")
@@ -173,13 +173,18 @@ def describe(standing: Standing) -> str:
         lines.append(f"trouble    {standing.trouble}")
     for chip in standing.chips:
         detail = "" if chip.detail is None else f" ({chip.detail})"
-        lines.append(f"chip       {chip.uuid} {chip.state}, {chip.contexts} processes{detail}")
+        lines.append(f"chip       {chip.uuid} {chip.state}, {_count(chip.contexts, 'process', 'processes')}{detail}")
     for grant in standing.grants:
         left_s = (grant.stop_at_us - standing.now_us) // 1_000_000
         lines.append(f"grant      {grant.job[:16]} {grant.phase}, stops in {left_s} s: {grant.why}")
-        lines.append(f"           {grant.subject}, {len(grant.chips)} chips, {grant.processes} processes")
+        held, running = _count(len(grant.chips), "chip"), _count(grant.processes, "process", "processes")
+        lines.append(f"           {grant.subject}, {held}, {running}")
     lines += [f"{_utc(event.time_us)} {event.kind} {event.detail}" for event in standing.events[-20:]]
     return "\n".join(lines)
+
+
+def _count(value: int, one: str, many: str | None = None) -> str:
+    return f"{value} {one if value == 1 else many or one + 's'}"
 
 
 def _utc(time_us: int) -> str:

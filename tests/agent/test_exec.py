@@ -163,7 +163,7 @@ def test_one_veto_holder_stops_a_run(enforced: LeasingHost, verifier: Leasing) -
     run = verifier.approved()
     process = begun(enforced, "--run", run)
     shown = until(lambda: (text := enforced.status()) and "stops in" in text and " open\n" in text and text)
-    for word in ("gate       compute_mode", f"of run {run[:16]}, 1 chips, running", "%, high end"):
+    for word in ("gate       compute_mode", f"of run {run[:16]}, 1 chip, running", "%, high end"):
         assert word in shown
     soon = time.time_ns() // 1000
     verifier.say(lambda hall: hall.suspend(run, "office/ivy", soon))

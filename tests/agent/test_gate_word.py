@@ -123,7 +123,7 @@ def test_a_gate_that_comes_late_is_in_the_log_once_it_has_said_what_it_does(
             served.start()
             until(lambda: host.gates() == ["none", "compute_mode"])
             assert host.causes() == []
-            assert examined(host) == "ok    gate        compute_mode, 1 chips"
+            assert examined(host) == "ok    gate        compute_mode, 1 chip"
 
 
 def test_a_gate_that_comes_back_with_another_driver_while_a_run_is_on(

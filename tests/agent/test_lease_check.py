@@ -7,6 +7,7 @@ import pytest
 from keyturn_agent.errors import RefusedError
 from keyturn_agent.switch.lease_check import BehindError, Wanted, check_lease, check_place, check_run
 from keyturn_agent.switch.pin import Pin
+from keyturn_agent.words import count
 from keyturn_protocol.keys import node_id_of
 from keyturn_protocol.lease import AllowanceName, Lease
 from keyturn_protocol.permit import Opened, open_permit_bundle, parse_permit_bundle
@@ -149,6 +150,16 @@ def test_a_run_has_its_place(place: Place) -> None:
     for site, chips in (("fra2", ("GPU-0",)), ("fra1", ("GPU-2",)), ("fra1", ("GPU-0", "GPU-1"))):
         with pytest.raises(RefusedError):
             check_place(opened, site, chips)
+
+
+def test_what_is_one_is_said_as_one_and_who_is_missing_has_its_command(place: Place) -> None:
+    """A person reads both on the way to a start."""
+    hall = Assembly()
+    pending = hall.switch.runs[hall.say(hall.request(), "lab-a/ada")]
+    with pytest.raises(RefusedError) as caught:
+        check_run(pending, hall.now_us)
+    assert (caught.value.code, caught.value.hint) == ("not_approved", "keyturn show RUN says who is missing")
+    assert [count(value, "chip") for value in (1, 2)] == ["1 chip", "2 chips"]
 
 
 def test_a_pin_remembers_the_epoch(place: Place, tmp_path: Any) -> None:

@@ -30,7 +30,7 @@ def test_status_for_people_and_for_programs(served: Gate) -> None:
     served.grant(subject="run 71a3")
     shown = command(served, "status")
     assert shown.returncode == 0
-    for word in ("compute_mode", "GPU-0 open", "GPU-1 locked", "run 71a3, 1 chips", "the lease ends"):
+    for word in ("compute_mode", "GPU-0 open", "GPU-1 locked", "run 71a3, 1 chip, ", "the lease ends"):
         assert word in shown.stdout
     status: dict[str, Any] = json.loads(command(served, "status", "--json").stdout)
     assert status.keys() == served.status().keys()

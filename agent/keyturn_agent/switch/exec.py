@@ -36,6 +36,7 @@ from keyturn_agent.switch.asking import (
 from keyturn_agent.switch.scope import Place, places
 from keyturn_agent.switch.spec import describe
 from keyturn_agent.switch.stub import TOKEN
+from keyturn_agent.words import count
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.values import SpecPart
 
@@ -111,7 +112,7 @@ class _Session:
 
     def run(self) -> int:
         leased = self._wait_for_lease()
-        _say(f"lease {leased.lease[:16]} on {len(leased.chips)} chips · {describe(leased.spec)}")
+        _say(f"lease {leased.lease[:16]} on {count(len(leased.chips), 'chip')} · {describe(leased.spec)}")
         with _signals(self):
             self._start(leased)
             status = self._attend()

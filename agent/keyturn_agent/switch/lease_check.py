@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from keyturn_agent.errors import RefusedError
 from keyturn_agent.switch.entitlement import check_allowance
+from keyturn_agent.words import count
 from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.keys import parse_vkey
 from keyturn_protocol.lease import Lease, lease_subject, open_lease
@@ -105,10 +106,14 @@ def check_run(run: Run, now_us: int) -> None:
                 raise RefusedError("window", "the run's window hasn't begun")
         case State.PENDING:
             raise RefusedError(
-                "not_approved", "nobody may start this run yet: its quorum isn't met", hint="keyturn show"
+                "not_approved",
+                "nobody may start this run yet: its quorum isn't met",
+                hint="keyturn show RUN says who is missing",
             )
         case State.SUSPENDED:
-            raise RefusedError("suspended", "the run is suspended", hint="keyturn show says by whom; keyturn resume")
+            raise RefusedError(
+                "suspended", "the run is suspended", hint="keyturn show RUN says by whom; keyturn resume"
+            )
         case _:
             raise RefusedError("over", f"the run is {at}: it can't be started")
 
@@ -124,7 +129,9 @@ def check_place(run: Run, site: str, chips: tuple[str, ...]) -> None:
     if scope.chip_uuids is not None and (strange := set(chips) - set(scope.chip_uuids)):
         raise RefusedError("chips", f"the run may not have {min(strange)}", hint="--chips names those that it gets")
     if len(chips) > scope.chips:
-        raise RefusedError("chips", f"{len(chips)} chips, of {scope.chips} at once", hint="--chips names fewer")
+        raise RefusedError(
+            "chips", f"{count(len(chips), 'chip')}, of {scope.chips} at once", hint="--chips names fewer"
+        )
 
 
 def _bad(message: str) -> RefusedError:

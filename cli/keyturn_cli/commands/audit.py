@@ -15,6 +15,7 @@ from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.files import read_capped
 from keyturn_cli.output import clean, note, print_json, results, talk
 from keyturn_cli.report import EXITS, print_report, to_json
+from keyturn_cli.units import count
 from keyturn_protocol.api import Trust
 from keyturn_protocol.audit import open_manifest
 from keyturn_protocol.bundle import MANIFEST, Anchor, parse_anchor
@@ -103,7 +104,12 @@ def trace(
     if totals:
         results().print(render.workloads(totals))
     for one in found:
-        what = f"{len(one.chips)} chips, {len(one.workloads)} workloads, {one.entries:,} entries"
+        parts = [
+            (len(one.chips), "chip", None),
+            (len(one.workloads), "workload", None),
+            (one.entries, "entry", "entries"),
+        ]
+        what = ", ".join(count(*part) for part in parts)
         whose = f"{clean(one.ref.organisation)} / {clean(one.ref.site)}"
         results().print(f"{one.ref.origin}  {whose}: {what}", soft_wrap=True)
         for piece in one.pieces:
