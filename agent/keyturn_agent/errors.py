@@ -20,7 +20,10 @@ class AgentError(Exception):
 
 
 class UsageError(AgentError):
-    """The caller gave something that can't be used: a flag, a recording, a trust file."""
+    """The caller gave something that can't be used: a flag, a recording, a trust file.
+
+    The service that ends with one is not started again, so that nothing is one that may pass by itself.
+    """
 
 
 class RefusedError(AgentError):
@@ -29,6 +32,12 @@ class RefusedError(AgentError):
 
 class UnreachableError(AgentError):
     """The network or the verifier didn't answer; trying again later may help."""
+
+
+class UnavailableError(AgentError):
+    """An address or a path that this host has to listen on can't be had now; another process may have it, or no
+    interface yet. It may be there later.
+    """
 
 
 class StoreError(AgentError):

@@ -9,7 +9,7 @@ from typing import Final
 
 from keyturn_agent import files
 from keyturn_agent.config import Config
-from keyturn_agent.errors import UsageError
+from keyturn_agent.errors import UnavailableError
 from keyturn_agent.settings import listen_address
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _serve(outlet: Outlet, address: str) -> _Server:
     try:
         server = Server((host, port), _Handler)
     except OSError as error:
-        raise UsageError("bad_setting", f"metrics.listen: {address}: {error}") from error
+        raise UnavailableError("no_address", f"metrics.listen: {address}: {error}") from error
     server.outlet = outlet
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

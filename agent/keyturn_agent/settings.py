@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from keyturn_agent.config import Config, Key, check_number, is_text, key_of, names
-from keyturn_agent.errors import UsageError
+from keyturn_agent.errors import StoreError, UsageError
 
 DEFAULT_FILE: Final = Path("/etc/keyturn/agent.toml")
 DIRECT: Final = "direct"
@@ -34,15 +34,20 @@ def load_config(path: Path | None, flags: Mapping[str, int | str | None], defaul
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The fields that a file sets."""
+    """The fields that a file sets.
+
+    :raises StoreError: the disk can't read it now.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_FILE_BYTES + 1)
         if len(data) > _FILE_BYTES:
             raise UsageError("bad_setting", f"{path}: over {_FILE_BYTES} bytes")
         document = tomllib.loads(data.decode())
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UsageError("no_config", f"reading the configuration: {error}") from error
+    except OSError as error:
+        raise StoreError("disk", f"reading the configuration: {error}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError("bad_setting", f"{path}: not TOML: {error}") from error
     return parse(document)

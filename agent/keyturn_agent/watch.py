@@ -37,7 +37,7 @@ class Watch:
     def of(cls, config: Config, real_s: Callable[[], int]) -> "Watch":
         """As the configuration and the environment say.
 
-        :raises UsageError: ``bad_setting``: the address can't be listened on.
+        :raises UnavailableError: ``no_address``: the address can't be listened on.
         """
         outlet = Outlet(config)
         return cls(Notifier.from_environment(os.environ), outlet, real_s)

@@ -134,7 +134,8 @@ def _user(name: str) -> tuple[int, int]:
     except KeyError:
         if name.isdigit():
             return int(name), int(name)
-        raise GateError("usage", f"--agent: no account {name}") from None
+        # Not a wrong command line, after which nothing is tried again: where accounts come from may be there later.
+        raise GateError("no_account", f"--agent: no account {name}") from None
     return entry.pw_uid, entry.pw_gid
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn_agent.errors import RefusedError
+from keyturn_agent.errors import RefusedError, UnavailableError
 from keyturn_agent.switch.asking import Begin, Ended, Refused, line, to_exec
 from keyturn_agent.switch.door import Door, Heard
 from keyturn_agent.switch.scope import target_of
@@ -40,6 +40,11 @@ def left(door: Door, count: int) -> None:
     gone = 0
     while gone < count:
         gone += sum(heard.message is None for heard in door.heard())
+
+
+def test_a_place_where_nothing_can_listen_may_be_there_later(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"^switch\.exec_socket: can't listen on "):
+        Door(tmp_path / "none" / "exec.sock")
 
 
 def test_a_visitor_that_never_stops_talking_is_heard_one_line_at_a_time(door: Door) -> None:

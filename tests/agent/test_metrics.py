@@ -13,7 +13,7 @@ import urllib3
 from msgspec.structs import replace
 
 from keyturn_agent.config import Config
-from keyturn_agent.errors import UsageError
+from keyturn_agent.errors import UnavailableError
 from keyturn_agent.metrics import Family, Health, exposition, of_agent, of_chips
 from keyturn_agent.metrics_out import CONTENT_TYPE, Outlet
 from tests.agent.samples import chip, reading
@@ -226,7 +226,8 @@ def test_served_on_an_address_of_this_host() -> None:
 
 
 def test_an_address_in_use_is_an_error_at_the_start() -> None:
-    with outlet(metrics_listen="127.0.0.1:0") as served, pytest.raises(UsageError, match=r"^metrics\.listen: "):
+    # Not a wrong setting: who has it now may end, and the service is started again.
+    with outlet(metrics_listen="127.0.0.1:0") as served, pytest.raises(UnavailableError, match=r"^metrics\.listen: "):
         Outlet(Config(metrics_listen=f"127.0.0.1:{served.port}"))
 
 

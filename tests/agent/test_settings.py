@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from keyturn_agent.config import Config, key_of, names
-from keyturn_agent.errors import UsageError
+from keyturn_agent.errors import StoreError, UsageError
 from keyturn_agent.settings import load_config
 
 
@@ -33,6 +33,12 @@ def test_the_default_file_is_read_where_it_exists(tmp_path: Path) -> None:
 def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="reading the configuration"):
         load_config(tmp_path / "none.toml", {})
+
+
+def test_a_disk_that_cannot_read_is_no_wrong_setting() -> None:
+    # The first page of a process's memory: nothing is mapped there, and the kernel says EIO.
+    with pytest.raises(StoreError, match="reading the configuration"):
+        load_config(Path("/proc/self/mem"), {})
 
 
 def test_values_are_in_the_units_of_their_names_and_flags_override_them(tmp_path: Path) -> None:

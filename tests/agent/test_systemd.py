@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_agent.cli import USAGE
 from keyturn_agent.systemd import Notifier
 from keyturn_protocol.entries import Inventory, Shutdown, Usage
 from keyturn_protocol.ids import Origin
@@ -202,6 +203,8 @@ def test_every_file_of_systemd_is_explained() -> None:
     "setting",
     [
         *("Type=notify", "WatchdogSec=60", "StateDirectory=keyturn-agent", "User=keyturn-agent", "Restart=always"),
+        # The exit status of a usage error, which no other start would mend.
+        f"RestartPreventExitStatus={USAGE}",
         # By number: the driver's name differs by version, and is unknown before it is loaded.
         "DeviceAllow=char-195 rw",
     ],

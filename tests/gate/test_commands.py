@@ -46,7 +46,10 @@ def test_release_and_lock(served: Gate) -> None:
     assert command(served, "lock").returncode == 0
 
 
-@pytest.mark.parametrize(("words", "status"), [(("release",), 2), (("status",), 3), (("nothing",), 2)])
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(("release",), 2), (("status",), 3), (("nothing",), 2), (("serve", "--agent", "not-there-yet"), 1)],
+)
 def test_exit_codes(folder: Path, words: tuple[str, ...], status: int) -> None:
     done = command(Gate(folder), *words)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from keyturn_gate.cli import USAGE
 from tests.agent.nvml_stub.stub import Control
 from tests.support.gates import Gate, until
 from tests.support.optional import require_program
@@ -111,6 +112,7 @@ def test_every_relaxation_is_explained() -> None:
     "setting",
     [
         *("Type=notify", "WatchdogSec=30", "Restart=always", "PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"),
+        f"RestartPreventExitStatus={USAGE}",
         "DeviceAllow=char-195 rw",
     ],
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from keyturn_agent.errors import AgentError, RefusedError, UsageError
+from keyturn_agent.errors import AgentError, RefusedError, UnavailableError
 from keyturn_agent.switch.asking import FILES, LINE_BYTES, Ask, Refused, ToAgent, ToExec, Told, line, to_agent
 from keyturn_agent.switch.digests import digest_of
 from keyturn_protocol.canonical import fit_text
@@ -79,7 +79,7 @@ class Door:
     """The listening socket and its threads."""
 
     def __init__(self, path: Path) -> None:
-        """:raises UsageError: ``bad_setting``: nothing can listen there."""
+        """:raises UnavailableError: ``no_socket``: nothing can listen there."""
         self.path = path
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._inside: Counter[int] = Counter()
@@ -93,7 +93,7 @@ class Door:
             self._listener.listen(_VISITORS)
         except OSError as error:
             self._listener.close()
-            raise UsageError("bad_setting", f"switch.exec_socket: can't listen on {path}: {error}") from None
+            raise UnavailableError("no_socket", f"switch.exec_socket: can't listen on {path}: {error}") from None
         threading.Thread(target=self._accept, name="door", daemon=True).start()
 
     def heard(self) -> Iterator[Heard]:

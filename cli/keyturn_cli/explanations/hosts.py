@@ -106,6 +106,7 @@ REFUSALS: Final[Mapping[str, tuple[str, str]]] = {
         "A command runs under a lease here: the log can't end, or nobody else knows what was used.",
         "keyturn-agent status shows which; wait for its end, or start the agent and let it end.",
     ),
+    "no_account": ("This host has no account of the agent's name.", "Make it, or name the right one with --agent."),
     "no_agent": (
         "No agent answers at this socket.",
         "switch.exec_socket has to be set in the agent's configuration, and the agent has to run.",
