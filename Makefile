@@ -31,7 +31,7 @@ LONG_FORMS := tests/protocol/test_leases_machine.py tests/protocol/test_ledger_s
 # Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
 faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md
 	@mkdir -p build && rm -f build/faults.jsonl
-	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults $(LONG_FORMS) -v -n $(WORKERS) --dist worksteal --timeout 1800
+	@KEYTURN_FAULTS=long KEYTURN_FAULTS_ROWS=build/faults.jsonl $(BIN)/python -m pytest tests/faults $(LONG_FORMS) -v -n $(WORKERS) --dist worksteal --timeout 3600 --durations=40
 	@$(BIN)/python -m tests.faults.table build/faults.jsonl
 
 fuzz: $(VENV)/.dev ## every parser under a fuzzer that follows coverage (SECONDS=20 for each)

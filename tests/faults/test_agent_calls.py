@@ -110,7 +110,7 @@ def seen_of(ended: Ended) -> str:
     return "went on; what had no receipt was sent at the next start"
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, warm: Warm, phase: Phase, fault: Fault) -> None:
     folder = Path(tempfile.mkdtemp(dir=quick_folder))

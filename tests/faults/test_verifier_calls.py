@@ -56,7 +56,7 @@ def calls_of(templates: Templates, phase: Phase, folder: Path) -> set[Call]:
     return found
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("phase", "fault"), pairs(PHASES))
 def test_each_file_call(quick_folder: Path, templates: Templates, phase: Phase, fault: Fault) -> None:
     folder = Path(tempfile.mkdtemp(dir=quick_folder))

@@ -25,7 +25,7 @@ from tests.support.node import HOUR_US, START_US, Node, chip
 from tests.support.verifier import DAY_US, Database, Verifier
 
 HOUR_S = 3_600
-SEEDS, ACTS = (40, 120) if LONG else (2, 20)
+SEEDS, ACTS = (8, 120) if LONG else (2, 20)
 NAMES = ["NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "Nobody's GPU"]
 WORKLOADS = [None, "slurm:1", "slurm:2", "user:1000"]
 
