@@ -17,7 +17,15 @@ def read_statement(path: Path, what: str = "FILE") -> tuple[Envelope, Statement]
     :param what: the argument that named the file.
     :raises CliError: something else.
     """
-    data = read_capped(path, ENVELOPE_BYTES, what)
+    return statement_in(read_capped(path, ENVELOPE_BYTES, what), path)
+
+
+def statement_in(data: bytes, path: Path) -> tuple[Envelope, Statement]:
+    """The same of a file's bytes.
+
+    :param path: where they are from, for messages.
+    :raises CliError: something else.
+    """
     try:
         if data.startswith(b'{"payload":'):
             return parse_statement(data)

@@ -88,6 +88,22 @@ def test_check_says_what_it_comes_to(keyturn: Cli, desk: Desk) -> None:
     assert keyturn("policy", "check", "--bundle", desk.file(), "--root", desk.pin)[0] == 0
 
 
+def test_what_a_file_is_its_first_byte_says_and_not_its_name(keyturn: Cli, desk: Desk) -> None:
+    """TOML under any name, a statement under one that ends as TOML does, and what is neither."""
+    where = ("--bundle", desk.file(), "--root", desk.pin)
+    code, _, err = keyturn("policy", "new", desk.folder / "policy.toml", "--out", desk.folder / "made.toml", *where)
+    assert code == 0, err
+    (desk.folder / "policy").write_text(SMALL)
+    (desk.folder / "broken").write_text("name = ")
+    (desk.folder / "latin").write_bytes(b'name = "\xe9"')
+    under = ("--under", desk.folder / "root")
+    assert "three" in keyturn("policy", "check", desk.folder / "policy", *under)[1]
+    assert "three" in keyturn("policy", "check", desk.folder / "made.toml", *under)[1]
+    for name, message in (("broken", "not TOML"), ("latin", "isn't UTF-8"), ("nowhere", "No such file")):
+        code, _, err = keyturn("policy", "check", desk.folder / name, *under)
+        assert (code, message in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "code", "message"),
     [

@@ -23,9 +23,9 @@ from keyturn_cli.commands.signed import Source, source
 from keyturn_cli.errors import CliError, Exit
 from keyturn_cli.files import read_capped
 from keyturn_cli.output import note, print_json, results
-from keyturn_cli.statement_files import read_statement, unsigned, write_new
+from keyturn_cli.statement_files import read_statement, statement_in, unsigned, write_new
 from keyturn_protocol.errors import ProtocolError
-from keyturn_protocol.limits import TOML_BYTES
+from keyturn_protocol.limits import ENVELOPE_BYTES, TOML_BYTES
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.policy_toml import compile_policy
 from keyturn_protocol.root import Root, Standing, stand
@@ -51,7 +51,7 @@ def policy_new(
     """Compile the next policy from TOML, for the parties to sign; one that can't both approve and refuse isn't."""
     with source(Acting(verifier=verifier, bundle=bundle, root=root, json=json)) as where:
         view = where.view(None)
-    made = _compiled(file, view.standing, view.policy)
+    made = _compiled(file, read_capped(file, TOML_BYTES, "FILE.toml"), view.standing, view.policy)
     report = check(made, view.standing, view.at_us)
     if report.faults:
         raise CliError("; ".join(report.faults), exit=Exit.REJECTED, hint=f"keyturn policy check {file}")
@@ -160,10 +160,13 @@ def _standing(where: Source, under: Path | None, which: str | None) -> Standing:
 
 def _policy(where: Source, which: str | None, standing: Standing) -> Policy:
     """TOML, a statement in a file, a version, or the one in force."""
-    if which is not None and which.endswith(".toml"):
-        return _compiled(Path(which), standing, None)
     if which is not None and not which.isdecimal():
-        said = read_statement(Path(which))[1]
+        path = Path(which)
+        data = read_capped(path, max(TOML_BYTES, ENVELOPE_BYTES), "FILE|VERSION")
+        # Canonical JSON begins with its brace, which no TOML does; names say nothing, and a pipe has none.
+        if not data.startswith(b"{"):
+            return _compiled(path, data, standing, None)
+        said = statement_in(data, path)[1]
     else:
         said = pick(where, which, Policy).said
     if not isinstance(said, Policy):
@@ -171,10 +174,10 @@ def _policy(where: Source, which: str | None, standing: Standing) -> Policy:
     return said
 
 
-def _compiled(path: Path, standing: Standing, before: tuple[str, Policy] | None) -> Policy:
+def _compiled(path: Path, data: bytes, standing: Standing, before: tuple[str, Policy] | None) -> Policy:
+    """What the TOML in a file says; ``path``: for messages."""
     try:
-        text = read_capped(path, TOML_BYTES, "FILE.toml").decode()
-        return compile_policy(text, standing, before, time.time_ns() // 1_000)
+        return compile_policy(data.decode(), standing, before, time.time_ns() // 1_000)
     except UnicodeDecodeError:
         raise CliError(f"{path}: not TOML: it isn't UTF-8", exit=Exit.USAGE) from None
     except ProtocolError as error:
