@@ -99,11 +99,11 @@ def refusal(judged: Judged, under: Authority, index: int, at_us: int) -> Refused
     return None
 
 
-def screen(judged: Judged) -> Lines:
+def screen(judged: Judged, at_us: int) -> Lines:
     """All of it, with who has signed and who is missing."""
     said = judged.said
     if isinstance(said, Root):
-        lines = render_authority.root(said, judged.hash)
+        lines = render_authority.root(said, judged.hash, at_us)
     else:
         lines = render_authority.policy(said, judged.hash)
     for count in judged.counts:

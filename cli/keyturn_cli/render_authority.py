@@ -7,15 +7,17 @@ from keyturn_cli.switch_text import groups
 from keyturn_cli.units import moment, span
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import PersonKey, Root
+from keyturn_protocol.root_expiry import ends_soon, expires_in
 
 
-def root(said: Root, digest: str) -> Lines:
-    """Every field of a root."""
+def root(said: Root, digest: str, at_us: int) -> Lines:
+    """Every field of a root, and how long it is still for."""
     lines = Lines()
     lines.add("root", f"version {said.version} of {said.deployment}, made {moment(said.time_us)}")
     lines.add("hash", groups(digest), f"pinned as sha256:{digest}")
     lines.add("follows", "nothing: it is the first" if said.previous is None else f"sha256:{said.previous}")
-    lines.add("expires", moment(said.expires_us))
+    style = "yellow" if ends_soon(said, at_us) else ""
+    lines.add("expires", f"{moment(said.expires_us)}: it {expires_in(said, at_us)}", style=style)
     lines.add(
         "changed",
         f"root: by {switch_text.threshold(said.thresholds.root)}",

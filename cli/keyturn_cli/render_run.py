@@ -15,6 +15,7 @@ from keyturn_protocol.lifecycle import ALIVE, Open, Run, State, progress, state
 from keyturn_protocol.openings import Openings
 from keyturn_protocol.policy import Policy
 from keyturn_protocol.root import Root, Standing
+from keyturn_protocol.root_expiry import ends_soon, expires_in
 from keyturn_protocol.runs import Amend, Decision, Request, Resume, Revoke, Suspend, Withdraw
 from keyturn_protocol.simulate import worst_stop_s
 from keyturn_protocol.statements import Statement, kind_of
@@ -109,8 +110,10 @@ def in_force(lines: Lines, view: View) -> None:
     """Adds the root and the policy, and up to which leaf all of it holds."""
     root = view.standing.root
     lines.add("root", f"version {root.version} of {view.deployment}, sha256:{view.standing.hash}")
-    if root.expires_us <= view.at_us:
-        lines.add("", f"it expired {moment(root.expires_us)}: no host is enrolled under it any more", style="yellow")
+    if ends_soon(root, view.at_us):
+        when = "any more" if root.expires_us <= view.at_us else "after that"
+        text = f"it {expires_in(root, view.at_us)}, {moment(root.expires_us)}: no host is enrolled under it {when}"
+        lines.add("", text, style="yellow")
     if view.policy is None:
         lines.add("policy", "none yet")
     else:

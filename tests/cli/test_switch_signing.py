@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from keyturn_protocol.sshsig import format_armor
 from tests.cli.conftest import Cli
 from tests.cli.switch_desk import OPENINGS, Desk
 from tests.support.optional import require_program
-from tests.support.parties import BEGIN, changed, envelope, narrowing, person, person_key, policy, root, tier
+from tests.support.parties import BEGIN, DAY, changed, envelope, narrowing, person, person_key, policy, root, tier
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -453,6 +454,16 @@ def test_a_root_that_expired_is_said(tmp_path: Path, keyturn: Cli) -> None:
     desk = Desk(tmp_path, of=root(expires_us=BEGIN))
     code, out, _ = keyturn("verify-bundle", desk.file(), "--root", desk.pin)
     assert (code, "no host is enrolled under it any more" in out) == (0, True)
+
+
+def test_a_root_that_expires_is_said_a_month_before(tmp_path: Path, keyturn: Cli) -> None:
+    now_us = time.time_ns() // 1_000
+    for days, seen in ((29, True), (31, False)):
+        desk = Desk(tmp_path, of=root(expires_us=now_us + days * DAY))
+        where = ("--bundle", desk.file(), "--root", desk.pin)
+        shown, about = keyturn("root", "show", *where)[1], keyturn("verify-bundle", desk.file(), "--root", desk.pin)[1]
+        assert f": it expires in {days - 1} days" in shown
+        assert ("no host is enrolled under it after that" in about) == seen
 
 
 def test_an_amendment_is_shown_in_the_tier_that_decides_it(tmp_path: Path, keyturn: Cli) -> None:

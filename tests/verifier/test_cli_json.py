@@ -61,7 +61,7 @@ def test_operators(state: Path) -> None:
 def test_doctor(state: Path) -> None:
     lines, shown = said(state, "doctor")
     assert [f"{one['level']:<5} {one['about']}: {one['text']}" for one in lines] == shown.splitlines()
-    assert [one["about"] for one in lines] == ["database", "receipts", "log", "keys", "totals"]
+    assert [one["about"] for one in lines] == ["database", "receipts", "log", "keys", "root", "totals"]
     with closing(sqlite3.connect(state / "verifier.db", isolation_level=None)) as other:
         other.execute("DROP TABLE rollup_state")
     lines, _ = said(state, "doctor", status=1)

@@ -1,6 +1,7 @@
 """Liveness, readiness, metrics, and the share of one log."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from keyturn_protocol.ids import Origin
-from keyturn_verifier import translog
+from keyturn_verifier import doctor, translog
 from keyturn_verifier.config import Limits
 from keyturn_verifier.db.engine import writing
 from keyturn_verifier.rates import Rates
 from keyturn_verifier.routes import health
+from tests.support.office import Office
+from tests.support.parties import DAY
 from tests.support.verifier import Verifier
 
 
@@ -65,6 +68,29 @@ def test_not_ready_when_publishing_lags(verifier: Verifier, monkeypatch: pytest.
     assert "not published" in verifier.client.get("/readyz").problem.detail
     assert metrics(verifier)["keyturn_unpublished_leaves"] > 0
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("left_us", "level", "warned"),
+    [(31 * DAY, "ok", False), (29 * DAY, "warn", True), (-DAY, "fail", True)],
+    ids=["far", "soon", "over"],
+)
+def test_an_operator_hears_of_a_root_that_ends(
+    verifier: Verifier, now: list[int], monkeypatch: pytest.MonkeyPatch, left_us: int, level: str, warned: bool
+) -> None:
+    """The server is ready all the same: what runs goes on, and only enrolment ends with the root."""
+    monkeypatch.setattr(health, "PROBE_S", 0.0)
+    name = "keyturn_verifier_root_expires_timestamp_seconds"
+    assert name not in metrics(verifier), "there is no root yet"
+    office, expires_us = Office(verifier), now[0] + left_us
+    monkeypatch.setattr(office, "make_root", partial(office.make_root, expires_us=expires_us))
+    office.install()
+    assert metrics(verifier)[name] == expires_us / 1_000_000
+    ready = verifier.client.get("/readyz")
+    assert (ready.status, b"root version 1 expire" in ready.body) == (200, warned)
+    (line,) = [one for one in doctor.examine(verifier.settings, verifier.clock) if one.about == "root"]
+    assert line.level == level
+    assert line.text.startswith("version 1 expires in 31 days" if level == "ok" else "root version 1 expire")
 
 
 def test_one_log_has_its_share_and_no_other_pays_for_it() -> None:

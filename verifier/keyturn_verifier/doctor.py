@@ -4,6 +4,7 @@ ok    database: postgresql at schema 0003
 warn  receipts: no synchronous standby (synchronous_standby_names is empty): …
 ok    log: published
 ok    keys: those that the root in force names
+ok    root: version 2 expires in 3,320 days
 ok    totals: up to date
 """
 
@@ -14,7 +15,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from keyturn_protocol.chips import chip_table
-from keyturn_verifier import estranged, keyfiles, state, translog
+from keyturn_protocol.root_expiry import expires_in
+from keyturn_verifier import estranged, in_force, keyfiles, state, translog
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.config import Config
 from keyturn_verifier.db import durability
@@ -46,6 +48,7 @@ def examine(settings: Config, clock: Clock) -> Iterator[Line]:
             yield _receipts(connection, kind)
             yield _log(connection, clock())
             yield _keys(connection, settings)
+            yield _root(connection, clock())
             yield _totals(connection)
     except DBAPIError as error:
         yield Line("fail", "database", str(error.orig))
@@ -69,10 +72,20 @@ def _log(connection: Connection, now_us: int) -> Line:
 
 
 def _keys(connection: Connection, settings: Config) -> Line:
-    if estranged.in_force(connection) is None:
+    if in_force.root(connection) is None:
         return Line("ok", "keys", "there is no root yet")
     why = estranged.caution(connection, settings, keyfiles.load(settings.state, settings.deployment))
     return Line("ok", "keys", "those that the root in force names") if why is None else Line("fail", "keys", why)
+
+
+def _root(connection: Connection, now_us: int) -> Line:
+    root = in_force.root(connection)
+    if root is None:
+        return Line("ok", "root", "there is none yet")
+    why = in_force.caution(connection, now_us)
+    if why is None:
+        return Line("ok", "root", f"version {root.version} {expires_in(root, now_us)}")
+    return Line("fail" if root.expires_us <= now_us else "warn", "root", why)
 
 
 def _totals(connection: Connection) -> Line:

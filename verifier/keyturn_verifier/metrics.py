@@ -74,4 +74,4 @@ def _lines(metrics: Metrics, batches: int, gauges: Mapping[str, tuple[float, str
     for code in ProblemCode:
         yield f'{name}{{code="{code}"}} {metrics.refusals.get(code, 0)}\n'
     for name, (number, help_) in gauges.items():
-        yield f"# HELP {name} {help_}\n# TYPE {name} gauge\n{name} {number:g}\n"
+        yield f"# HELP {name} {help_}\n# TYPE {name} gauge\n{name} {number:.15g}\n"

@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from keyturn_protocol.api import ProblemCode
-from keyturn_verifier import config, estranged, keyfiles, service, state
+from keyturn_verifier import config, estranged, in_force, keyfiles, service, state
 from keyturn_verifier.app import create_app
 from keyturn_verifier.clock import Clock
 from keyturn_verifier.db import durability
@@ -63,7 +63,11 @@ def serve(
         engine = state.open_database(settings, migrating=True)
         try:
             with reading(engine) as connection:
-                for why in (durability.caution(connection), estranged.caution(connection, settings, keys)):
+                for why in (
+                    durability.caution(connection),
+                    estranged.caution(connection, settings, keys),
+                    in_force.caution(connection, clock()),
+                ):
                     if why is not None:
                         log.warning("%s", why)
             with bind(host, port) as listener:

@@ -29,7 +29,7 @@ def preview(where: Source, envelope: Envelope, said: Statement, key: PublicKey, 
         case Request() | Decision() | Withdraw() | Suspend() | Resume() | Revoke() | Amend():
             return _about_run(where, envelope, said, key)
         case Replacement():
-            lines = fields(envelope, said)
+            lines = fields(envelope, said, now_us)
             lines.add("signer", str(key))
             return lines
         case _:
@@ -64,7 +64,7 @@ def _authority(where: Source, envelope: Envelope, said: Root | Policy, key: Publ
         raise CliError(str(error), exit=Exit.REJECTED) from None
     if problem is not None:
         raise consequence.refused(problem)
-    lines = authorities.screen(judged)
+    lines = authorities.screen(judged, at_us)
     _changes(lines, said, before)
     _fills(lines, judged, key, at_us)
     _then(lines, said, _after(judged, key, at_us))
@@ -124,10 +124,10 @@ def _then(lines: Lines, said: Root | Policy, after: list[authorities.Count]) -> 
         lines.add("note", "requests that are pending when it comes into force lapse, and are asked for again")
 
 
-def fields(envelope: Envelope, said: Statement) -> Lines:
+def fields(envelope: Envelope, said: Statement, at_us: int) -> Lines:
     """Every field by its name; of a root or policy, in words."""
     if isinstance(said, Root):
-        return render_authority.root(said, envelope.hash.hex())
+        return render_authority.root(said, envelope.hash.hex(), at_us)
     if isinstance(said, Policy):
         return render_authority.policy(said, envelope.hash.hex())
     lines = Lines()

@@ -64,7 +64,7 @@ def root_new(
     if json:
         print_json({"kind": "root", "sha256": envelope.hash.hex(), "version": made.version})
         return Exit.FINE
-    render_authority.root(made, envelope.hash.hex()).print(results())
+    render_authority.root(made, envelope.hash.hex(), made.time_us).print(results())
     note(f"{out}: not signed yet; each who signs it: keyturn sign {out} --key FILE --out SIGNED")
     return Exit.FINE
 
@@ -111,7 +111,7 @@ def print_judged(given: Acting, which: str | None, kind: type[Root] | type[Polic
     if given.json:
         print_json(authorities.to_json(found))
     else:
-        authorities.screen(found).print(results())
+        authorities.screen(found, time.time_ns() // 1_000).print(results())
     return Exit.FINE
 
 

@@ -143,7 +143,7 @@ def show(
         shown = {"kind": envelope.kind, "sha256": envelope.hash.hex(), "says": said, "checked": trust is not None}
         print_json(shown | {"signers": signers})
         return Exit.FINE
-    fields(envelope, said).print(results())
+    fields(envelope, said, time.time_ns() // 1_000).print(results())
     for key_id in envelope.signatures:
         results().print(f"signed    {key_id}  {clean(names.get(key_id, '(not checked)'))}", soft_wrap=True)
     return Exit.FINE

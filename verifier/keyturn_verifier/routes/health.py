@@ -14,7 +14,7 @@ from keyturn_protocol.api import HEALTH, ProblemCode
 from keyturn_protocol.api_read import METRICS, READY
 from keyturn_protocol.canonical import encode
 from keyturn_protocol.leaves import parse_leaf
-from keyturn_verifier import estranged, metrics, translog
+from keyturn_verifier import estranged, in_force, metrics, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db import durability
 from keyturn_verifier.db.engine import reading, writing
@@ -65,8 +65,9 @@ def router(service: Service) -> APIRouter:
                 allow(service, connection, authorization, Right.METRICS)
             unpublished, lag_s = publish_lag(connection, service.clock())
             behind = rollup_lag(connection)
-            switch = b""
+            switch, root = b"", None
             with suppress(DamagedError):  # the rest matters all the more then
+                root = in_force.root(connection)
                 switch = metrics.of_switch(service.counts(connection))
         gauges = {
             "keyturn_queue_bytes": (service.ingest.intake.budget.used, "Bytes of uploads that wait for an answer."),
@@ -75,6 +76,9 @@ def router(service: Service) -> APIRouter:
             "keyturn_rollup_lag_leaves": (behind, "Leaves whose segments each page of totals has to add by itself."),
             "keyturn_publish_lag_seconds": (lag_s, "Age of the oldest leaf that no checkpoint covers yet."),
         }
+        if root is not None:
+            about = "When the root in force expires: after that no host is enrolled under it."
+            gauges["keyturn_verifier_root_expires_timestamp_seconds"] = (root.expires_us / 1_000_000, about)
         text = metrics.text(service.metrics, service.ingest.batches, gauges) + switch
         return Response(text, media_type=metrics.TYPE, headers=_NO_STORE)
 
@@ -127,7 +131,11 @@ class _Probe:
         try:
             with reading(service.engine) as connection:
                 _, lag_s = publish_lag(connection, service.clock())
-                about = durability.caution(connection), estranged.caution(connection, service.config, service.keys)
+                about = (
+                    durability.caution(connection),
+                    estranged.caution(connection, service.config, service.keys),
+                    in_force.caution(connection, service.clock()),
+                )
                 self.cautions = [each for each in about if each is not None]
             with suppress(_Undo), writing(service.engine) as connection:
                 connection.execute(update(tree_head).values(id=tree_head.c.id))
