@@ -300,6 +300,7 @@ def test_nothing_leads_elsewhere(verifier: Verifier) -> None:
         "to=-3600",
         "from=1e3",
         "after=" + "A" * 3_000,
+        "from=7200&to=3600",
     ],
 )
 def test_queries_that_make_no_sense(verifier: Verifier, query: str) -> None:
@@ -307,6 +308,37 @@ def test_queries_that_make_no_sense(verifier: Verifier, query: str) -> None:
     for path in ("/v1/usage", "/v1/workloads"):
         answer = verifier.client.get(f"{path}?{query}", token)
         assert (answer.status, answer.code) == (400, "bad_request"), path
+
+
+@pytest.mark.parametrize(
+    ("target", "detail"),
+    [
+        ("usage?form=3600", "query.form: no such parameter (known: after, from, limit, to, workload)"),
+        ("usage?From=3600", "query.From: no such parameter (known: after, from, limit, to, workload)"),
+        ("runs?status=pending", "query.status: no such parameter (known: after, limit, state)"),
+        ("leases?" + "x" * 900, f"query.{'x' * 64}: no such parameter (known: after, limit, run)"),
+        (f"logs/{'0' * 32}/1?limit=1", "query.limit: no such parameter (known: none)"),
+        ("authority?wait=1", "query.wait: no such parameter (known: after, wait_s)"),
+        ("bundle?case=7&cases=7", "query.cases: no such parameter (known: case, format)"),
+        ("usage?workload=a&workload=b", "query.workload: must be given once"),
+        ("usage?from=7200&to=3600", "query.to: must not be before from, 7200 (got 3600)"),
+    ],
+)
+def test_a_filter_that_there_is_not_is_no_filter_left_out(verifier: Verifier, target: str, detail: str) -> None:
+    answer = verifier.client.get(f"/v1/{target}", verifier.reader_token())
+    assert (answer.status, answer.problem.detail) == (400, detail)
+
+
+def test_an_empty_span_is_an_empty_list(verifier: Verifier) -> None:
+    verifier.enrolled(usage=2)
+    token = verifier.reader_token()
+    for path in ("usage?", "workloads?", "usage/buckets?bucket=hour&by=site&"):
+        assert page(verifier.client.get(f"/v1/{path}from=3600&to=3600", token), Any).items == [], path
+
+
+def test_probes_and_tiles_may_be_asked_for_with_more(verifier: Verifier) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/log/checkpoint", "/openapi.json"):
+        assert verifier.client.get(f"{path}?t=1").status == verifier.client.get(path).status, path
 
 
 def test_pages_are_canonical(verifier: Verifier) -> None:

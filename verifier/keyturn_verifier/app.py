@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 from starlette.routing import Route
 
 from keyturn_protocol.api import SEGMENTS
@@ -27,6 +27,7 @@ from keyturn_verifier.routes import (
     statements,
 )
 from keyturn_verifier.routes.ingest import Segments
+from keyturn_verifier.routes.query import only_known
 from keyturn_verifier.service import Service
 
 
@@ -61,7 +62,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
     for module in (health, join, log, logs, read, review, statements, permits, runs, openings, leases, bundle):
-        app.include_router(module.router(service))
+        app.include_router(module.router(service), dependencies=[Depends(only_known)])
 
     made: list[bytes] = []
 

@@ -75,7 +75,7 @@ def router(service: Service) -> APIRouter:
         workload: Workload = None,
     ) -> Response:
         """Raw rows: integer integrals by log, chip, hour and workload."""
-        wanted = queries.Filter(from_s, to_s, workload)
+        wanted = _part(from_s, to_s, workload)
         with reading(service.engine) as connection:
             allow(service, connection, authorization)
             items, last = queries.usage_page(connection, wanted, cursor(after, queries.RowCursor), limit)
@@ -93,7 +93,7 @@ def router(service: Service) -> APIRouter:
         workload: Workload = None,
     ) -> Response:
         """Usage by spans of time. Hours need a span of at most 31 days, days one of at most 366."""
-        wanted = queries.Filter(from_s, to_s, workload)
+        wanted = _part(from_s, to_s, workload)
         _check(bucket, wanted)
         with reading(service.engine) as connection:
             now_us, _ = allow(service, connection, authorization)
@@ -113,7 +113,7 @@ def router(service: Service) -> APIRouter:
         workload: Workload = None,
     ) -> Response:
         """Totals by workload, as intervals of FLOP; the pools of what no workload can be given come last."""
-        wanted = queries.Filter(from_s, to_s, workload)
+        wanted = _part(from_s, to_s, workload)
         with reading(service.engine) as connection:
             now_us, _ = allow(service, connection, authorization)
             return keyset_page(
@@ -132,6 +132,16 @@ def router(service: Service) -> APIRouter:
             )
 
     return routes
+
+
+def _part(from_s: int | None, to_s: int | None, workload: str | None) -> queries.Filter:
+    """What of the usage is asked for.
+
+    :raises Refusal: ``bad_request``: it ends before it begins, which nobody means; none of it is an empty list.
+    """
+    if from_s is not None and to_s is not None and to_s < from_s:
+        raise Refusal(ProblemCode.BAD_REQUEST, f"query.to: must not be before from, {from_s} (got {to_s})")
+    return queries.Filter(from_s, to_s, workload)
 
 
 def _check(bucket: Bucket, wanted: queries.Filter) -> None:
