@@ -56,6 +56,26 @@ def test_ready_while_the_database_can_be_written(verifier: Verifier, monkeypatch
     assert verifier.client.get("/healthz").status == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_a_load_balancer_may_ask_for_the_head_alone(verifier: Verifier, path: str) -> None:
+    asked = verifier.client.request("HEAD", path)
+    assert (asked.status, asked.body) == (200, b"")
+    assert asked.headers["content-length"] == str(len(verifier.client.get(path).body))
+
+
+def test_the_head_of_readyz_says_no_too(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PROBE_S", 0.0)
+    with writing(verifier.engine) as connection:
+        connection.execute(text("ALTER TABLE tree_head RENAME TO elsewhere"))
+    asked = verifier.client.request("HEAD", "/readyz")
+    assert (asked.status, asked.body) == (503, b"")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/openapi.json", "/v1/nodes", "/log/checkpoint"])
+def test_nothing_else_is_asked_for_by_its_head(verifier: Verifier, path: str) -> None:
+    assert verifier.client.request("HEAD", path).status == 405
+
+
 def test_not_ready_when_publishing_lags(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "PROBE_S", 0.0)
 

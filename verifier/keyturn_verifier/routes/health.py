@@ -40,11 +40,14 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     probe = _Probe(service)
 
+    # HEAD too, which load balancers ask; the server leaves the body out.
+    @routes.head(HEALTH, include_in_schema=False)
     @routes.get(HEALTH)
     async def healthz() -> Response:
         """The process answers. It asks nobody, so that it answers when the database doesn't."""
         return Response(b'{"status":"ok"}', media_type="application/json", headers=_NO_STORE)
 
+    @routes.head(READY, include_in_schema=False)
     @routes.get(READY)
     def readyz() -> Response:
         """The database can be written, and the verifier's log is published in time; 503 says what isn't so.
