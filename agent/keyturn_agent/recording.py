@@ -7,8 +7,9 @@
     {"chips":[{"active_kcycles":null,…,"tensor_ppm":241000}],"error":null,
      "shares":[{"chip":0,"class":"exclusive","id":"slurm:lab:7","share_ppm":1000000}],"t_us":100000}
 
-``t_us`` starts at 0 and only grows. A chip that could not be read is ``null``, and ``error`` says why.
-``shares``: who had the chips since the sample before. Readings are those of :class:`~keyturn_agent.ports.Reading`.
+``t_us`` starts at 0 and only grows, for 400 days at most. A chip that could not be read is ``null``, and ``error``
+says why. ``shares``: who had the chips since the sample before. Readings are those of
+:class:`~keyturn_agent.ports.Reading`.
 """
 
 from collections.abc import Iterable
@@ -30,6 +31,11 @@ from keyturn_protocol.values import Slug
 
 LINE_BYTES: Final = 1024 * 1024
 RECORDING_BYTES: Final = 1024 * 1024 * 1024
+RECORDING_DAYS: Final = 400
+"""How long a recording may last: a year and a little. A replay writes an entry for each hour, also where nothing was
+sampled: two lines, the second with a large ``t_us``, would make millions of them.
+"""
+_LENGTH_US: Final = RECORDING_DAYS * 24 * 3_600 * 1_000_000
 
 
 class Workload(Record, frozen=True, kw_only=True):
@@ -164,6 +170,8 @@ def _check_sample(name: str, number: int, sample: RecordedSample, chips: int, be
         raise _bad(name, number, "t_us 0 in the first sample", sample.t_us)
     if sample.t_us <= before:
         raise _bad(name, number, f"t_us above {before}", sample.t_us)
+    if sample.t_us > _LENGTH_US:
+        raise _bad(name, number, f"t_us up to {_LENGTH_US}, {RECORDING_DAYS} days", sample.t_us)
     if len(sample.chips) != chips:
         raise _bad(name, number, f"{chips} chips, as in the header", len(sample.chips))
     if sample.error is None and None in sample.chips:

@@ -24,6 +24,10 @@ def test_what_is_written_is_read() -> None:
     assert format_recording(recording.header, recording.samples) == data
 
 
+def test_400_days_are_a_recording() -> None:
+    assert parse_recording(lines(header(), TWO[0], recorded(400 * 86_400_000_000, reading()))).length_us
+
+
 def lines(*records: object) -> bytes:
     return b"".join(encode(record) + b"\n" for record in records)
 
@@ -48,6 +52,10 @@ TWO = (recorded(0, reading()), recorded(10, reading()))
         (lines(header(), *TWO).replace(b'"power_mw":null,', b"", 1), "line 2: not canonical JSON"),
         (lines(header(), TWO[1], TWO[1]), "line 2: expected t_us 0 in the first sample (got 10)"),
         (lines(header(), TWO[0], TWO[0]), "line 3: expected t_us above 0 (got 0)"),
+        (
+            lines(header(), TWO[0], recorded(400 * 86_400_000_000 + 1, reading())),
+            "line 3: expected t_us up to 34560000000000, 400 days (got 34560000000001)",
+        ),
         (lines(header(2), *TWO), "line 2: expected 2 chips, as in the header (got 1)"),
         (lines(header(), TWO[0], recorded(1, None)), "line 3: expected an error that says why"),
         (lines(header(), recorded(0, reading(), shares=(share(1, "run:w", 1),)), TWO[1]), "a chip below 1 (got 1)"),
