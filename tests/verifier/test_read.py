@@ -13,6 +13,7 @@ from keyturn_protocol.entry_log import RetiredBody
 from keyturn_protocol.usage import UsageRow
 from keyturn_verifier import queries, tokens
 from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.patterns import IN_WORDS
 from tests.support.node import START_US, Client, Reply, chip
 from tests.support.verifier import DAY_US, Verifier
 
@@ -327,6 +328,30 @@ def test_queries_that_make_no_sense(verifier: Verifier, query: str) -> None:
 def test_a_filter_that_there_is_not_is_no_filter_left_out(verifier: Verifier, target: str, detail: str) -> None:
     answer = verifier.client.get(f"/v1/{target}", verifier.reader_token())
     assert (answer.status, answer.problem.detail) == (400, detail)
+
+
+@pytest.mark.parametrize(
+    ("target", "detail"),
+    [
+        ("nodes/zz", "path.node: must be 32 hex digits, in lower case (got 'zz')"),
+        ("leases?run=" + "A" * 64, f"query.run: must be 64 hex digits, in lower case (got '{'A' * 64}')"),
+        ("usage?workload=a%20b%C3%A9", "query.workload: must be ASCII characters without spaces (got 'a b\\xe9')"),
+        ("usage?limit=0", "query.limit: Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_was_expected_is_said_in_words(verifier: Verifier, target: str, detail: str) -> None:
+    answer = verifier.client.get(f"/v1/{target}", verifier.reader_token())
+    assert (answer.status, answer.problem.detail) == (400, detail)
+
+
+def test_every_pattern_of_a_parameter_has_words(verifier: Verifier) -> None:
+    document = verifier.client.get("/openapi.json").body.decode()
+    paths = msgspec.json.decode(document)["paths"]
+    schemas = [each["schema"] for ways in paths.values() for way in ways.values() for each in way.get("parameters", [])]
+    patterns = {
+        part["pattern"] for schema in schemas for part in (schema, *schema.get("anyOf", [])) if "pattern" in part
+    }
+    assert patterns == set(IN_WORDS)
 
 
 def test_an_empty_span_is_an_empty_list(verifier: Verifier) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,10 +16,13 @@ from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.errors import Code, ProtocolError
 from keyturn_verifier.errors import DamagedError, OutcomeUnknown
 from keyturn_verifier.metrics import Metrics
+from keyturn_verifier.patterns import IN_WORDS
 
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 2
+_SHOWN: Final = 80
+"""Characters of a wrong value."""
 _AGAIN: Final = frozenset({ProblemCode.BUSY, ProblemCode.WAITING, ProblemCode.OVERLOADED, ProblemCode.UNKNOWN_OUTCOME})
 _CLOSING: Final = frozenset({ProblemCode.TOO_LARGE, ProblemCode.TIMEOUT, ProblemCode.INTERNAL})
 """The connection isn't used again: the rest of the body isn't read, or uvicorn closes it after an error."""
@@ -100,6 +103,15 @@ def response(refusal: Refusal, more: Mapping[str, str] | None = None) -> Respons
     return Response(body, status, {**(more or {}), **headers})
 
 
+def _invalid(first: Mapping[str, Any]) -> str:
+    """What is wrong with a parameter, in the words of whoever made its pattern where that isn't matched."""
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    expected = IN_WORDS.get(first.get("ctx", {}).get("pattern"))
+    if expected is None:
+        return f"{where}: {first['msg']}"
+    return f"{where}: must be {expected} (got {ascii(first['input'])[:_SHOWN]})"
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Route every error of ``app`` through :func:`refusal_of`, and count it.
 
@@ -123,9 +135,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def invalid(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             return await known(request, error)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
-        return refused(Refusal(ProblemCode.BAD_REQUEST, f"{where}: {first['msg']}"))
+        return refused(Refusal(ProblemCode.BAD_REQUEST, _invalid(error.errors()[0])))
 
     for kind in (
         Refusal,

@@ -12,14 +12,15 @@ from keyturn_verifier import runs, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
 from keyturn_verifier.db.switch_tables import lease_issued
+from keyturn_verifier.patterns import HEX_64
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import HEADERS, After, Authorization, Limit, allow, cursor, page
 from keyturn_verifier.routes.review import BODY_BYTES
 from keyturn_verifier.service import Service
 
-About = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those of this run")]
-Sha256Path = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="of its text, 64 hex digits")]
+About = Annotated[str | None, Query(pattern=HEX_64, description="only those of this run")]
+Sha256Path = Annotated[str, Path(pattern=HEX_64, description="of its text, 64 hex digits")]
 _NO_STORE = {"cache-control": "no-store"}
 
 

@@ -15,15 +15,14 @@ from keyturn_protocol.runs import Amend
 from keyturn_verifier import openings, translog
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading, writing
+from keyturn_verifier.patterns import HEX_64
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import HEADERS, JSON, Authorization, allow
 from keyturn_verifier.routes.permits import RunPath
 from keyturn_verifier.service import Service
 
-Proposal = Annotated[
-    str | None, Query(pattern="^[0-9a-f]{64}$", description="of this amendment, not of the run as it is")
-]
+Proposal = Annotated[str | None, Query(pattern=HEX_64, description="of this amendment, not of the run as it is")]
 _PATH: Final = RUNS + "/{run}/openings"
 
 

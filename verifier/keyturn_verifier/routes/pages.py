@@ -15,6 +15,7 @@ from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.limits import MAX_INT
 from keyturn_protocol.usage import HOUR_S
 from keyturn_verifier.auth import Caller, Right, check_reader
+from keyturn_verifier.patterns import HEX_32, VISIBLE
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.service import Service
 
@@ -29,10 +30,8 @@ From = Annotated[
 To = Annotated[
     int | None, Query(alias="to", ge=0, le=_LAST_HOUR, multiple_of=HOUR_S, description="as `from`, not included")
 ]
-Workload = Annotated[
-    str | None, Query(max_length=256, pattern="^[!-~]+$", description="one workload's id, or a pool's")
-]
-NodePath = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hex digits")]
+Workload = Annotated[str | None, Query(max_length=256, pattern=VISIBLE, description="one workload's id, or a pool's")]
+NodePath = Annotated[str, Path(pattern=HEX_32, description="32 hex digits")]
 IncarnationPath = Annotated[int, Path(ge=1, le=MAX_INT, description="from 1")]
 Size = Annotated[int, Query(ge=1, le=MAX_INT)]
 Index = Annotated[int, Query(ge=0, le=MAX_INT)]

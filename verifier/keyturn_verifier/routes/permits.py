@@ -11,11 +11,12 @@ from starlette.requests import ClientDisconnect
 
 from keyturn_protocol.api_switch import AUTHORITY, RUNS, WAIT_S
 from keyturn_protocol.limits import MAX_INT
+from keyturn_verifier.patterns import HEX_64
 from keyturn_verifier.routes.body import gone
 from keyturn_verifier.routes.pages import JSON
 from keyturn_verifier.service import Service
 
-RunPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="the hash of its request, 64 hex digits")]
+RunPath = Annotated[str, Path(pattern=HEX_64, description="the hash of its request, 64 hex digits")]
 Seen = Annotated[int | None, Query(ge=0, le=MAX_INT, description="the last leaf that is known: only what is newer")]
 Wait = Annotated[int, Query(ge=0, le=WAIT_S, description="with `after`: seconds to wait for something newer")]
 _HEADERS: Final = {"cache-control": "no-store"}

@@ -10,14 +10,15 @@ from keyturn_protocol.limits import ENVELOPE_BYTES
 from keyturn_verifier import people, taking
 from keyturn_verifier.auth import Right
 from keyturn_verifier.db.engine import reading
+from keyturn_verifier.patterns import HEX_32, HEX_64
 from keyturn_verifier.problems import Refusal
 from keyturn_verifier.routes.body import body_of
 from keyturn_verifier.routes.pages import HEADERS, JSON, After, Authorization, Limit, allow, cursor, one, page
 from keyturn_verifier.service import Service
 
-Sha256Path = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="of its payload, 64 hex digits")]
-Node = Annotated[str | None, Query(pattern="^[0-9a-f]{32}$", description="only those that name this node")]
-About = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those about this run")]
+Sha256Path = Annotated[str, Path(pattern=HEX_64, description="of its payload, 64 hex digits")]
+Node = Annotated[str | None, Query(pattern=HEX_32, description="only those that name this node")]
+About = Annotated[str | None, Query(pattern=HEX_64, description="only those about this run")]
 _FIRST: Final = -1
 
 
