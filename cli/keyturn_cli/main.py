@@ -51,6 +51,7 @@ app.command("bundle")(lists.bundle)
 app.command("checkpoint")(served.checkpoint)
 app.command("leases")(served.leases)
 app.command("lease")(served.lease)
+app.command("allowance")(lists.allowance)
 app.add_typer(
     group(
         "statement",

@@ -8,13 +8,15 @@ Diagnostics, tests of the hardware, are apart: so much a node and day.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, assert_never
 
 from keyturn_protocol.ids import Origin, parse_origin
 from keyturn_protocol.lease import AllowanceName, Lease, lease_subject
 from keyturn_protocol.policy import Allowance
 
 DAY_S: Final = 86_400
+By = Literal["organisation", "lineage", "node"]
+"""What is counted together; of a node: diagnostics."""
 _SECOND: Final = 1_000_000
 _HOUR_US: Final = 3_600 * _SECOND
 
@@ -41,21 +43,47 @@ class Spending:
 
         :param but: an account that only counts with what it spent.
         """
+        return self.used(window_s, at_us) + self.outstanding_tflop(window_s, at_us, but=but)
+
+    def used(self, window_s: int, at_us: int) -> int:
+        """TFLOP of the last ``window_s`` that hosts have reported."""
         since_us, total = at_us - window_s * _SECOND, 0
         for hour_us, tflop in reversed(self.spent):
             if hour_us <= since_us:
                 break
             total += tflop
-        for account, (tflop, expires_us) in self.outstanding.items():
-            if account != but and expires_us > since_us:
-                total += tflop
         return total
+
+    def outstanding_tflop(self, window_s: int, at_us: int, *, but: tuple[str, Origin] | None = None) -> int:
+        """TFLOP of leases that nobody has reported on to their end: they may have been spent as well.
+
+        :param but: an account that is left out.
+        """
+        since_us = at_us - window_s * _SECOND
+        return sum(
+            tflop
+            for account, (tflop, expires_us) in self.outstanding.items()
+            if account != but and expires_us > since_us
+        )
 
     def put(self, account: tuple[str, Origin], tflop: int, expires_us: int) -> None:
         if tflop > 0:
             self.outstanding[account] = (tflop, expires_us)
         else:
             self.outstanding.pop(account, None)
+
+
+def bound(allowance: Allowance, by: By) -> tuple[int, int]:
+    """TFLOP that are free, and the seconds in which so many are."""
+    match by:
+        case "organisation":
+            return allowance.organisation_tflop, allowance.window_s
+        case "lineage":
+            return allowance.lineage_tflop, allowance.window_s
+        case "node":
+            return allowance.diagnostics_tflop, DAY_S
+        case _:
+            assert_never(by)
 
 
 class Free:
@@ -94,19 +122,16 @@ class Free:
         if name is None:
             raise ValueError("a lease of a run")
         node_id, account = parse_origin(origin).node_id, (lease_subject(lease), origin)
-        limits: tuple[tuple[Spending | None, int, int], ...]
+        taken: tuple[tuple[By, Spending | None], ...]
         if name.lineage is None:
-            limits = ((self.nodes.get(node_id), allowance.diagnostics_tflop, DAY_S),)
+            taken = (("node", self.nodes.get(node_id)),)
         else:
             organisation, lineage = self.organisations.get(name.organisation), self.lineages.get(name.lineage)
-            limits = (
-                (organisation, allowance.organisation_tflop, allowance.window_s),
-                (lineage, allowance.lineage_tflop, allowance.window_s),
-            )
-        left = [
-            limit - (spending.within(window_s, at_us, but=account) if spending else 0)
-            for spending, limit, window_s in limits
-        ]
+            taken = (("organisation", organisation), ("lineage", lineage))
+        left = []
+        for by, spending in taken:
+            limit, window_s = bound(allowance, by)
+            left.append(limit - (spending.within(window_s, at_us, but=account) if spending else 0))
         return max(0, min(left))
 
     def _of(self, name: AllowanceName, node_id: str) -> tuple[Spending, ...]:

@@ -6,6 +6,7 @@
     POST /v1/leases                         LeaseRequest → a lease, a signed note (text/plain); the entry is signed
     GET  /v1/leases?run=…                   Page of LeaseItem; bearer token
     GET  /v1/leases/<sha256>                a lease; bearer token
+    GET  /v1/allowance                      Page of AllowanceItem; bearer token
     GET  /v1/runs                           Page of RunItem; bearer token
     GET  /v1/runs/<run>                     RunView; bearer token
     GET  /v1/runs/<run>/openings            what the commitments of a run open to, as far as it was given; bearer token
@@ -19,6 +20,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from keyturn_protocol.allowance import By
 from keyturn_protocol.api import FindingItem
 from keyturn_protocol.canonical import Hex32, Positive, Record, Text, UInt
 from keyturn_protocol.entry_switch import Checked, LeaseKind
@@ -30,6 +32,7 @@ from keyturn_protocol.values import SpecPart
 AUTHORITY: Final = "/v1/authority"
 RUNS: Final = "/v1/runs"
 LEASES: Final = "/v1/leases"
+ALLOWANCE: Final = "/v1/allowance"
 WAIT_S: Final = 60
 """The longest that a request waits for news."""
 EVENTS: Final = 256
@@ -209,3 +212,19 @@ class LeaseItem(Record, frozen=True, kw_only=True):
     expires_us: UInt
     heard_us: UInt
     open: bool
+
+
+class AllowanceItem(Record, frozen=True, kw_only=True):
+    """What is left of an allowance: of an organisation, of a lineage, whoever runs it, or of a node's diagnostics.
+
+    A lease of the allowance takes of its organisation's *and* of its lineage's. ``free`` is what is left of the limit
+    by what was reported in the last ``window_s``, and what leases may still use, or may have used without a report.
+    """
+
+    by: By
+    name: Text
+    window_s: Positive
+    limit_tflop: UInt
+    used_tflop: UInt
+    outstanding_tflop: UInt
+    free_tflop: UInt

@@ -75,6 +75,17 @@ def test_leases_are_listed_and_one_is_verified(office: Office, asking: Path, key
     assert keyturn("lease", "zz")[0] == 2
 
 
+def test_what_is_left_of_the_allowance(office: Office, asking: Path, keyturn: Cli) -> None:
+    lease = Starter.enrolled(office.verifier, 0).leased(None)
+    code, out, err = keyturn("allowance")
+    assert (code, "lineage" in out, "diagnostics" in out) == (0, True, False), err
+    items = json.loads(keyturn("allowance", "--json")[1])["items"]
+    acme = next(one for one in items if one["name"] == "acme")
+    assert acme["outstanding_tflop"] == lease.upto_tflop
+    assert acme["free_tflop"] == acme["limit_tflop"] - lease.upto_tflop
+    assert len(json.loads(keyturn("allowance", "--limit", 1, "--json")[1])["items"]) == 1
+
+
 def test_a_statement_comes_as_it_was_signed(office: Office, asking: Path, keyturn: Cli) -> None:
     run = office.request()
     assert keyturn("statement", "get", run, "--out", asking / "said.json")[0] == 0

@@ -53,6 +53,7 @@ ROUTES = [
     ("GET", "/v1/runs/{run}/openings", SWITCH),
     ("GET", "/v1/leases", SWITCH),
     ("GET", "/v1/leases/{lease}", SWITCH),
+    ("GET", "/v1/allowance", SWITCH),
     ("GET", "/v1/replacements", READ),
     ("GET", "/v1/bundle", BUNDLE),
     ("GET", "/log/tile/entries/000.p/3", READ),

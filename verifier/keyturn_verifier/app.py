@@ -13,6 +13,7 @@ from keyturn_protocol.canonical import encode
 from keyturn_verifier import problems
 from keyturn_verifier.openapi import document
 from keyturn_verifier.routes import (
+    allowances,
     bundle,
     health,
     join,
@@ -61,7 +62,8 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.router.routes.append(Route(SEGMENTS, Segments(service), methods=None))
-    for module in (health, join, log, logs, read, review, statements, permits, runs, openings, leases, bundle):
+    switch = (permits, runs, openings, leases, allowances)
+    for module in (health, join, log, logs, read, review, statements, *switch, bundle):
         app.include_router(module.router(service), dependencies=[Depends(only_known)])
 
     made: list[bytes] = []

@@ -79,6 +79,7 @@ _LISTED: Final[dict[str, Says]] = {
         PLAIN_TYPE, (C.NOT_FOUND, C.LEASE_REFUSED, C.WAITING, *_BODY), api_switch.LeaseRequest, public=True
     ),
     f"GET {api_switch.LEASES}": Says(_page(api_switch.LeaseItem)),
+    f"GET {api_switch.ALLOWANCE}": Says(_page(api_switch.AllowanceItem)),
     f"GET {api_switch.LEASES}/{{sha256}}": Says(PLAIN_TYPE, (C.NOT_FOUND,)),
     f"GET {api_read.REPLACEMENTS}": Says(_page(api_read.ReplacementItem)),
     f"GET {api_read.BUNDLE}": Says(api_read.TAR_TYPE),

@@ -1,4 +1,4 @@
-"""``keyturn list | inbox | bundle``: which runs there are, which wait for me, and their bundles to carry."""
+"""``keyturn list | inbox | allowance | bundle``: runs, those that wait for me, what needs nobody, bundles to carry."""
 
 import os
 from pathlib import Path
@@ -29,9 +29,9 @@ from keyturn_cli.seen import Memory
 from keyturn_cli.signing import read_key
 from keyturn_cli.statement_files import write_new
 from keyturn_cli.switch_text import short
-from keyturn_cli.units import moment, scientific
+from keyturn_cli.units import moment, scientific, span
 from keyturn_protocol import api_switch
-from keyturn_protocol.api_switch import RunItem
+from keyturn_protocol.api_switch import AllowanceItem, RunItem
 from keyturn_protocol.lifecycle import State
 from keyturn_protocol.openings import format_openings
 
@@ -114,6 +114,35 @@ def _waiting(found: list[Waiting]) -> Rows:
         what = one.kind if one.kind == "request" else f"{one.kind} --on {one.subject[:12]}"
         cells = (named(one.label), one.asker, moment(one.until_us), one.missing, one.fills)
         made.add(short(one.run), what, *cells)
+    return made
+
+
+def allowance(
+    verifier: VerifierOption,
+    token: TokenOption = None,
+    token_file: TokenFileOption = None,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Show what may run without a permit now: of each organisation, each lineage, each host's tests of the hardware."""
+    with Client(verifier, read_token(token, token_file)) as client:
+        items = list(client.items(api_switch.ALLOWANCE, AllowanceItem, limit))
+    if json:
+        print_json({"items": items})
+    elif items:
+        results().print(_allowances(items))
+        note("FLOP, of which a lease takes both of its organisation's and of its lineage's")
+    else:
+        note("there is no policy yet, and so no allowance")
+    return Exit.FINE
+
+
+def _allowances(items: list[AllowanceItem]) -> Rows:
+    made = Rows("OF", "NAME", "IN", "LIMIT", "USED", "ON LEASES", "FREE", folds=["NAME"])
+    for one in items:
+        taken = (scientific(tflop * 10**12, "up") for tflop in (one.limit_tflop, one.used_tflop, one.outstanding_tflop))
+        of = "diagnostics" if one.by == "node" else one.by
+        made.add(of, named(one.name), span(one.window_s), *taken, scientific(one.free_tflop * 10**12, "down"))
     return made
 
 
