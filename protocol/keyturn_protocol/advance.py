@@ -26,7 +26,6 @@ from keyturn_protocol.lifecycle import (
     is_over,
     state,
 )
-from keyturn_protocol.limits import CALLS, SAID_BYTES
 from keyturn_protocol.policy import Policy, Tier, tier_for
 from keyturn_protocol.quorum import tally
 from keyturn_protocol.root import Standing
@@ -45,6 +44,7 @@ from keyturn_protocol.runs import (
     lineage_tflop,
     widens,
 )
+from keyturn_protocol.saying import said_more
 from keyturn_protocol.values import SpecPart
 
 
@@ -94,7 +94,7 @@ def advance(run: Run, authority: Authority, logged: Logged) -> Run:
     if statement.policy != run.request.policy:
         raise refuse(Why.OTHER_POLICY, "under another policy", expected=run.request.policy, got=statement.policy)
     _check_open(run, statement, authority.policy_at(logged.index)[0], logged.time_us)
-    run = _counted(run, logged, statement)
+    run = said_more(run, standing, logged, statement)
     match statement:
         case Decision():
             return _decide(run, standing, logged, statement, key_id)
@@ -154,29 +154,6 @@ def _widening(run: Run, statement: RunStatement) -> Amend | None:
             return proposal.statement if proposal is not None and isinstance(proposal.statement, Amend) else None
         case _:
             return None
-
-
-def _counted(run: Run, logged: Logged, statement: RunStatement) -> Run:
-    """The run with the bytes of one more statement: nobody makes others keep more than so much."""
-    match statement:
-        case Suspend():
-            if sum(call.person == statement.person for call in run.calls) >= CALLS:
-                raise refuse(Why.TOO_MUCH, "has so many suspensions in force", expected=f"<= {CALLS}")
-            return run
-        case Request():
-            return run
-        case Decision() if statement.verdict == "veto":
-            return run
-        case Withdraw():
-            # Else the same suspension, made and taken back, is no end of bytes: a bundle has all of them.
-            freed = sum(call.size for call in run.calls if call.hash == statement.subject)
-        case _:
-            freed = 0
-    person = statement.person
-    size = run.said.get(person, 0) + logged.size + freed
-    if size > SAID_BYTES:
-        raise refuse(Why.TOO_MUCH, f"{person} said too much about this run", expected=f"<= {SAID_BYTES}", got=size)
-    return replace(run, said={**run.said, person: size})
 
 
 def _decide(run: Run, standing: Standing, logged: Logged, decision: Decision, key_id: str) -> Run:

@@ -35,8 +35,7 @@ def suspend(run: Run, standing: Standing, logged: Logged, said: Suspend) -> Run:
         # Nothing is leased meanwhile: hosts would stop one by one, each when its lease ends.
         if wanted_us > (latest_us := at_us + run.policy.stop.alone_s * SECOND):
             raise refuse(Why.BROKEN, "stops too late to be one party's word", expected=f"<= {latest_us}", got=wanted_us)
-    alone_us = max(wanted_us, notice_us)
-    call = Call(logged.hash, said.person, party.id, party.organisation, at_us, wanted_us, alone_us, logged.size)
+    call = Call(logged.hash, said.person, party.id, party.organisation, at_us, wanted_us, max(wanted_us, notice_us))
     suspended = {**run.suspended, party.id: mine}
     run = replace(run, calls=(*run.calls, call), epoch=run.epoch + 1, suspended=suspended)
     return event(run, logged.hash, Revoke, undoing=True)

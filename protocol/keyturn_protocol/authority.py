@@ -6,6 +6,7 @@ from enum import StrEnum
 import msgspec
 
 from keyturn_protocol.errors import Code, ProtocolError
+from keyturn_protocol.limits import AUTHORITY_BYTES, SIGNED_BYTES, STATEMENT_SIGNATURES
 from keyturn_protocol.policy import Policy, check_policy
 from keyturn_protocol.quorum import tally
 from keyturn_protocol.root import Root, Standing, stand
@@ -78,6 +79,13 @@ class Logged(msgspec.Struct, frozen=True):
     size: int = 0
     """Bytes of its payload."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """The most that it takes in a permit bundle, whose payloads are base64: the same for all who count it, whatever
+        exactly its signatures are."""
+        signatures = min(max(len(self.signers), 1), STATEMENT_SIGNATURES)
+        return (self.size + 2) // 3 * 4 + signatures * SIGNED_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Authority:
@@ -85,6 +93,8 @@ class Authority:
 
     roots: tuple[tuple[int, Standing], ...] = ()
     policies: tuple[tuple[int, str, Policy], ...] = ()
+    kept_bytes: int = 0
+    """Of all of them, as every permit bundle has them."""
 
     def standing_at(self, index: int) -> Standing:
         """The root in force for the leaf ``index``: the last one before it."""
@@ -110,7 +120,8 @@ class Authority:
     def with_root(self, logged: Logged) -> "Authority":
         """With the next root; the first is believed for its hash alone, which who asks has pinned.
 
-        :raises Refused: it doesn't follow the last one, or too few of the old or the new parties signed.
+        :raises Refused: it doesn't follow the last one, too few of the old or the new parties signed, or there is no
+            room for it in a permit bundle.
         """
         root = logged.statement
         if not isinstance(root, Root):
@@ -131,12 +142,12 @@ class Authority:
             raise refuse(Why.VERSION, "not the first root", expected="version 1", got=root.version)
         for standing in judges:
             _met(standing, logged, "root")
-        return Authority((*self.roots, (logged.index, new)), self.policies)
+        return Authority((*self.roots, (logged.index, new)), self.policies, self._with(logged, AUTHORITY_BYTES))
 
     def with_policy(self, logged: Logged) -> "Authority":
         """With the next policy.
 
-        :raises Refused: it doesn't follow the last one, or too few signed.
+        :raises Refused: it doesn't follow the last one, too few signed, or there is no room for it in a permit bundle.
         :raises ProtocolError: ``bad_policy``.
         """
         policy = logged.statement
@@ -154,7 +165,21 @@ class Authority:
             )
         _met(standing, logged, "policy")
         check_policy(policy, standing, logged.time_us)
-        return Authority(self.roots, (*self.policies, (logged.index, logged.hash, policy)))
+        # A root is what takes a key away from who lost it: policies leave room for that.
+        kept_bytes = self._with(logged, AUTHORITY_BYTES // 2)
+        return Authority(self.roots, (*self.policies, (logged.index, logged.hash, policy)), kept_bytes)
+
+    def _with(self, logged: Logged, most: int) -> int:
+        """The bytes with those of one more."""
+        kept_bytes = self.kept_bytes + logged.kept_bytes
+        if kept_bytes > most:
+            raise refuse(
+                Why.TOO_MUCH,
+                "roots and policies are more than a permit bundle holds of them",
+                expected=f"<= {most} bytes",
+                got=kept_bytes,
+            )
+        return kept_bytes
 
 
 def _met(standing: Standing, logged: Logged, kind: str) -> None:

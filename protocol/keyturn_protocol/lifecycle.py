@@ -88,8 +88,6 @@ class Call:
     """When the signer wants the run to stop."""
     alone_us: int
     """When it does if nobody else suspends: not before the notice is over."""
-    size: int
-    """Bytes, which count as said once it is withdrawn."""
 
 
 class Alone(msgspec.Struct, frozen=True):
@@ -150,7 +148,7 @@ class Run(msgspec.Struct, frozen=True):
     grounds: tuple[Ground, ...] = ()
     """All that a root which calls keys compromised may take away."""
     said: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """Bytes by each person, SAID_BYTES at most."""
+    """Bytes by each person, as a permit bundle has them."""
     granted: Scope | None = None
     """What the quorum allowed last, before anybody narrowed it alone."""
     suspended: Mapping[str, Alone] = msgspec.field(default_factory=dict)

@@ -77,8 +77,15 @@ OPENINGS_BYTES: Final = 256 * 1024
 ARGUMENTS: Final = 4_096
 """Of a command line in an opening."""
 SAID_BYTES: Final = 1024 * 1024
-"""What one person says about one run, in bytes of payload; vetoes and suspensions apart, which are never too much, but
-for suspensions that it withdraws."""
+"""What one person says about one run, in bytes as a permit bundle has them; what stops a run may be more."""
+ABOUT_BYTES: Final = 7 * 1024 * 1024
+"""What all parties say about one run, in the same bytes, in equal shares."""
+REQUESTER_BYTES: Final = 1024 * 1024
+"""What the requester's party says beyond its share."""
+SIGNED_BYTES: Final = 1024
+"""What a statement counts beside its payload in base64, for each signature: none of the keys that sign takes more."""
+VETO_BYTES: Final = 8 * 1024
+"""A veto of an amendment, which takes no more."""
 CALLS: Final = 64
 """Suspensions of one run by one person that are in force at once."""
 PENDING: Final = 64
@@ -89,6 +96,8 @@ ASKED_BYTES: Final = PENDING * STATEMENT_BYTES
 """In bytes of payload. As many of the largest ones as may be pending."""
 ASKED_LEAST_BYTES: Final = 16 * 1024
 """What each request counts at least: 1,024 of them in a day."""
+AUTHORITY_BYTES: Final = 6 * 1024 * 1024
+"""All roots and policies there ever were, in the same bytes; half of it, where the next one is a policy."""
 PERMIT_BUNDLE_BYTES: Final = 16 * 1024 * 1024
 """Every root and policy, and all that was said about one run."""
 TOML_BYTES: Final = 1024 * 1024

@@ -3,9 +3,8 @@
 import pytest
 
 from keyturn_protocol.alone import holdouts
-from keyturn_protocol.authority import Refused, Why
+from keyturn_protocol.authority import Why
 from keyturn_protocol.lifecycle import State, started
-from keyturn_protocol.limits import SAID_BYTES, TEXT_CHARS
 from keyturn_protocol.permit import open_permit_bundle, parse_permit_bundle
 from keyturn_protocol.root import Threshold
 from keyturn_protocol.runs import Amend, Resume, Revoke, Scope, Suspend, Withdraw
@@ -118,24 +117,6 @@ def test_agreeing_to_resume_begins_no_new_time() -> None:
     world.agree(proposal, "office/ivy")
     assert at(world) is State.ACTIVE
     assert the_run(world).overruled == {"operator-b"}
-
-
-def test_one_person_that_suspends_and_withdraws_fills_no_permit_bundle() -> None:
-    """A bundle that is too large is none: nobody could start or sign the run any more, and hosts would be deaf."""
-    world = active()
-    wordy = "\N{GRINNING FACE}" * TEXT_CHARS
-
-    def talk() -> None:
-        for _ in range(SAID_BYTES // len(wordy.encode())):
-            world.withdraw(EVE, subject=world.suspend(EVE, reason=wordy))
-
-    with pytest.raises(Refused) as refusal:
-        talk()
-    assert refusal.value.why == Why.TOO_MUCH
-    assert sum(logged.size for logged in world.log) < SAID_BYTES + 10 * len(wordy.encode())
-    # What it said last stands, and more of them are never too much.
-    assert at(world) is State.SUSPENDED
-    world.suspend(EVE)
 
 
 def test_only_the_time_in_force_counts() -> None:

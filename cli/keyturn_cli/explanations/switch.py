@@ -103,10 +103,11 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "keyturn-agent status on that host; once its log reaches the verifier, the next lease comes by itself.",
     ),
     Why.TOO_MUCH: (
-        "One person said more about this run than others have to keep, has too many requests pending, or asked for too"
-        " much within a day.",
-        "Withdraw what isn't meant any more; what was asked for within 24 h counts nevertheless. A veto or a"
-        " suspension is always taken.",
+        "A person or a party said more about this run than others have to keep, or one person has too many requests"
+        " pending, or asked for too much within a day. Or all roots and policies are more than a permit bundle holds.",
+        "Withdraw requests that aren't meant any more; what was asked for within 24 h counts nevertheless. A veto is"
+        " always taken, and a party's suspension has room that its other words can't take. Policies leave room for"
+        " roots; where roots have none left, it takes a new deployment with a first root.",
     ),
     Why.SAID_BEFORE: (
         "The very same statement is in the log already, and counts once.",
