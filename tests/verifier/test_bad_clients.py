@@ -280,8 +280,8 @@ HANDLED_BY = {
     f"/v1/runs/{'0' * 64}/openings": "keyturn_verifier.routes.openings.parse_openings",
     "/v1/leases": "keyturn_verifier.routes.leases.decode",
     "/v1/join": "keyturn_verifier.routes.join.decode",
-    "/v1/findings/close": "keyturn_verifier.routes.review.decode",
-    "/v1/maintenance": "keyturn_verifier.routes.review.decode",
+    "/v1/findings/close": "keyturn_verifier.routes.review.parse",
+    "/v1/maintenance": "keyturn_verifier.routes.review.parse",
 }
 """Routes that take a body, and what they do with it first, in a thread."""
 

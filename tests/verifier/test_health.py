@@ -100,7 +100,7 @@ def test_an_operator_hears_of_a_root_that_ends(
 ) -> None:
     """The server is ready all the same: what runs goes on, and only enrolment ends with the root."""
     monkeypatch.setattr(health, "PROBE_S", 0.0)
-    name = "keyturn_verifier_root_expires_timestamp_seconds"
+    name = "keyturn_root_expires_timestamp_seconds"
     assert name not in metrics(verifier), "there is no root yet"
     office, expires_us = Office(verifier), now[0] + left_us
     monkeypatch.setattr(office, "make_root", partial(office.make_root, expires_us=expires_us))

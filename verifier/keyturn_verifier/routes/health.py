@@ -81,7 +81,7 @@ def router(service: Service) -> APIRouter:
         }
         if root is not None:
             about = "When the root in force expires: after that no host is enrolled under it."
-            gauges["keyturn_verifier_root_expires_timestamp_seconds"] = (root.expires_us / 1_000_000, about)
+            gauges["keyturn_root_expires_timestamp_seconds"] = (root.expires_us / 1_000_000, about)
         text = metrics.text(service.metrics, service.ingest.batches, gauges) + switch
         return Response(text, media_type=metrics.TYPE, headers=_NO_STORE)
 
