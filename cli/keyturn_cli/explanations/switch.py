@@ -103,11 +103,10 @@ REASONS: Final[Mapping[Why, tuple[str, str]]] = {
         "keyturn-agent status on that host; once its log reaches the verifier, the next lease comes by itself.",
     ),
     Why.TOO_MUCH: (
-        "A person or a party said more about this run than others have to keep, or one person has too many requests"
-        " pending, or asked for too much within a day. Or all roots and policies are more than a permit bundle holds.",
-        "Withdraw requests that aren't meant any more; what was asked for within 24 h counts nevertheless. A veto is"
-        " always taken, and a party's suspension has room that its other words can't take. Policies leave room for"
-        " roots; where roots have none left, it takes a new deployment with a first root.",
+        "More than others have to keep: by a person or a party about this run, of one person's requests pending or"
+        " within a day, or of all roots and policies.",
+        "Withdraw requests that aren't meant any more; those of 24 h count nevertheless. A veto is always taken, and a"
+        " party's suspension has room of its own. Roots have room that policies leave.",
     ),
     Why.SAID_BEFORE: (
         "The very same statement is in the log already, and counts once.",
