@@ -125,6 +125,11 @@ def details(host: LeasingHost, cause: str) -> list[str]:
     return [str(body.detail) for body in found if body.cause == cause]
 
 
+def claimed(host: LeasingHost) -> list[str]:
+    """What each request for a lease said of the command line."""
+    return [entry.body.spec.argv for entry in host.entries() if isinstance(entry, Permit)]
+
+
 def test_a_visitor_that_lies_about_what_it_starts_begins_nothing(host: LeasingHost) -> None:
     """It states the approved command line, and another program has the token: the kernel says what that is."""
     with visiting(host) as visitor:
@@ -146,7 +151,9 @@ def test_nobody_but_a_child_of_the_same_user_begins_with_a_token(host: LeasingHo
 
 @pytest.mark.parametrize("how", ["held", "unseen"])
 def test_a_stub_that_becomes_another_program(host: LeasingHost, how: str) -> None:
-    """Held, it is seen before it has begun, and ended; where nothing holds it, the log says that nobody looked."""
+    """Held, it is seen before it has begun, and ended; where nothing holds it, the log says that nobody looked, and its
+    next words on the command line are those of whoever asked."""
+    host.verifier.terms = {"renew_s": 1}
     with visiting(host) as visitor:
         process = visitor.begin(BECOMES, how, str(host.socket), "-", "1", *ARGV)
         if how == "held":
@@ -156,6 +163,13 @@ def test_a_stub_that_becomes_another_program(host: LeasingHost, how: str) -> Non
             assert "another program" in (host.leases()[-1].body.reason or "")
         else:
             until(lambda: details(host, "program_unseen"))
+            # From then on renewals say less, of an agent that is started again too.
+            until(lambda: claimed(host)[-1] == "declared")
+            host.kill()
+            host.start()
+            asked = len(claimed(host))
+            until(lambda: len(claimed(host)) > asked)
+            assert claimed(host)[-1] == "declared"
             process.kill()
         process.communicate()
 

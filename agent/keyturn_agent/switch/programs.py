@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from keyturn_agent.errors import RefusedError
 from keyturn_agent.procs import PROC
 from keyturn_agent.switch.asking import Go, Stopping
@@ -96,6 +98,9 @@ class Programs:
         return next((live for live in self._jobs if live.looked is stub), None)
 
     def _unseen(self, live: Live) -> None:
+        """What runs is the word of whoever asked, and no renewal says more."""
+        live.change(spec=msgspec.structs.replace(live.job.spec, argv="declared"))
+        self._jobs.keep()
         self._jobs.degraded(UNSEEN, f"job {live.job.job[:16]}: nobody saw what its first process became")
 
     def _other(self, live: Live, words: Sequence[str]) -> RefusedError:
