@@ -40,8 +40,8 @@ CAUSES: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "program_unseen": (
         "A command began under a permit, and its command line couldn't be read as it did: renewals call it declared.",
-        "A policy that wants it verified renews none. Is tracing forbidden on that host, or the command setuid? Else ask"
-        " who ran exec there.",
+        "A policy that wants it verified renews none. Is tracing forbidden on that host, or the command setuid? Else"
+        " ask who ran exec there.",
     ),
     "spool_filling": (
         "Entries without a receipt take up most of their room: usage is written less often.",
