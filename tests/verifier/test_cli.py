@@ -17,7 +17,7 @@ import pytest
 from keyturn_protocol.bundle import check_trust, parse_trust
 from keyturn_protocol.canonical import decode
 from keyturn_protocol.root import Services
-from keyturn_verifier import config, keyfiles, state
+from keyturn_verifier import cli, config, keyfiles, server, state
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import OutcomeUnknown, VerifierError
 from tests.support.descriptors import descriptors
@@ -83,6 +83,48 @@ def test_init_with_a_database_elsewhere(tmp_path: Path) -> None:
     again = call("init", "--state", tmp_path / "other", "--deployment", DEPLOYMENT, "--db", url)
     assert again.returncode == 1
     assert not (tmp_path / "other").exists()
+
+
+def test_a_database_given_on_the_command_line_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file names none, so that the one in the folder is meant, which was moved."""
+    url = f"sqlite:///{folder.parent / 'moved.db'}"
+    (folder / "verifier.db").rename(folder.parent / "moved.db")
+    assert cli.run(["token", "list", "--state", str(folder)]) == 1
+    for command in (
+        "token create --role auditor",
+        "token list",
+        "doctor",
+        "check",
+        f"export --out {folder.parent}/out",
+    ):
+        assert cli.run([*command.split(), "--state", str(folder), "--db", url]) == 0, command
+    served: list[config.Config] = []
+    monkeypatch.setattr(server, "serve", lambda settings, *_: served.append(settings))
+    assert cli.run(["serve", "--state", str(folder), "--db", url]) == 0
+    assert served == [config.load(folder, url)]
+    assert served[0].db == url
+
+
+@pytest.mark.parametrize(
+    ("command", "url", "says"),
+    [
+        ("check", "mysql://localhost/x", "--db: must name a SQLite file or a PostgreSQL database"),
+        ("token list", "nonsense", "--db: not a database URL"),
+        ("operator list", "sqlite:////x.db", "unrecognized arguments"),
+        ("root services", "sqlite:////x.db", "unrecognized arguments"),
+    ],
+)
+def test_databases_that_no_command_can_use(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, url: str, says: str
+) -> None:
+    assert cli.run([*command.split(), "--state", str(folder), "--db", url]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_database_of_another_verifier_is_refused(folder: Path) -> None:
+    other = folder.parent / "other"
+    state.create(other, DEPLOYMENT, None, wall_clock)
+    assert cli.run(["token", "list", "--state", str(folder), "--db", f"sqlite:///{other / 'verifier.db'}"]) == 1
 
 
 @pytest.mark.parametrize(

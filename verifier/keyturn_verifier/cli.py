@@ -18,7 +18,8 @@ from keyturn_protocol.errors import ProtocolError
 from keyturn_protocol.ids import deployment
 from keyturn_protocol.lease_rules import check_organisation
 from keyturn_protocol.limits import NOTE_BYTES, TEXT_CHARS
-from keyturn_verifier import config, doctor, keyfiles, logs, operators, people, state, tokens
+from keyturn_verifier import doctor, keyfiles, logs, operators, people, state, tokens
+from keyturn_verifier.cli_db import db_too, settings_of
 from keyturn_verifier.cli_json import json_too, print_json
 from keyturn_verifier.cli_operator import add_operator
 from keyturn_verifier.cli_root import add_root
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="sqlite:////absolute/path.db or postgresql://… (default: a file in the state directory)",
     )
 
-    serve = _command(commands, "serve", "serve agents, readers and the log", _serve)
+    serve = _stored(commands, "serve", "serve agents, readers and the log", _serve)
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8642, help="0 takes a free one")
     serve.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here when ready")
@@ -96,24 +97,24 @@ def _parser() -> argparse.ArgumentParser:
 
     token = commands.add_parser("token", help="join tokens for agents, bearer tokens for readers", allow_abbrev=False)
     actions = token.add_subparsers(required=True, metavar="ACTION")
-    create = _command(actions, "create", "print a new token, once", _token_create)
+    create = _stored(actions, "create", "print a new token, once", _token_create)
     create.add_argument("--organisation", help="join token: who runs the hosts")
     create.add_argument("--site", help="join token: where they are")
     create.add_argument("--hosts", type=int, help="join token: for how many (default 1)")
     create.add_argument("--role", choices=["operator", "auditor", "admin", "approver"], help="reader's token: for whom")
     create.add_argument("--expires", default="24h", metavar="TIME", help="30m, 24h, 90d (default 24h)")
-    json_too(_command(actions, "list", "list tokens, without their secrets", _token_list))
-    _command(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
+    json_too(_stored(actions, "list", "list tokens, without their secrets", _token_list))
+    _stored(actions, "revoke", "make a token worthless", _token_revoke).add_argument("id", help="as listed")
 
     add_operator(commands, _command)  # type: ignore[arg-type]
     add_root(commands, _command)  # type: ignore[arg-type]
-    json_too(_command(commands, "doctor", "say what could go wrong here; changes nothing", _doctor))
+    json_too(_stored(commands, "doctor", "say what could go wrong here; changes nothing", _doctor))
 
-    export = _command(commands, "export", "write an evidence bundle", _export)
+    export = _stored(commands, "export", "write an evidence bundle", _export)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that isn't there yet")
     export.add_argument("--case", metavar="TEXT", help="a note for the manifest, such as a case id")
 
-    check = _command(commands, "check", "hold the database against the signed bytes in it", _check)
+    check = _stored(commands, "check", "hold the database against the signed bytes in it", _check)
     check.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a checkpoint of the verifier's log that was kept elsewhere"
     )
@@ -126,6 +127,11 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, run: ob
     command.add_argument("--state", required=True, type=Path, metavar="DIR", help="the state directory")
     command.set_defaults(run=run)
     return command
+
+
+def _stored(commands: argparse._SubParsersAction, name: str, text: str, run: object) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    """A command that opens the database."""
+    return db_too(_command(commands, name, text, run))
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -149,7 +155,7 @@ def _serve(options: argparse.Namespace) -> None:
     from keyturn_verifier.server import Tls, serve  # the web framework is only loaded to serve
 
     tls = None if options.tls_cert is None else Tls(options.tls_cert, options.tls_key)
-    serve(config.load(options.state), options.host, options.port, options.port_file, wall_clock, tls)
+    serve(settings_of(options), options.host, options.port, options.port_file, wall_clock, tls)
 
 
 def _token_create(options: argparse.Namespace) -> None:
@@ -165,7 +171,7 @@ def _token_create(options: argparse.Namespace) -> None:
         value = getattr(options, flag)
         if not value or len(value) > TEXT_CHARS or not value.isprintable():
             raise UsageError(f"--{flag}: must be 1 to {TEXT_CHARS} printable characters")
-    with state.opened(config.load(options.state)) as engine, writing(engine) as connection:
+    with state.opened(settings_of(options)) as engine, writing(engine) as connection:
         standing = people.newest_root(connection)
         if joining:
             token = tokens.create_join(connection, options.organisation, options.site, hosts, now_us, expires_us)
@@ -181,7 +187,7 @@ def _token_create(options: argparse.Namespace) -> None:
 
 
 def _token_list(options: argparse.Namespace) -> None:
-    with state.opened(config.load(options.state)) as engine, reading(engine) as connection:
+    with state.opened(settings_of(options)) as engine, reading(engine) as connection:
         rows = tokens.listed(connection)
     if options.json:
         return print_json(rows)
@@ -191,13 +197,13 @@ def _token_list(options: argparse.Namespace) -> None:
 
 
 def _token_revoke(options: argparse.Namespace) -> None:
-    with state.opened(config.load(options.state)) as engine, writing(engine) as connection:
+    with state.opened(settings_of(options)) as engine, writing(engine) as connection:
         tokens.revoke(connection, options.id, wall_clock())
 
 
 def _doctor(options: argparse.Namespace) -> None:
     lines = []
-    for line in doctor.examine(config.load(options.state), wall_clock):
+    for line in doctor.examine(settings_of(options), wall_clock):
         lines.append(line)
         if not options.json:
             print(f"{line.level:<5} {line.about}: {line.text}")
@@ -210,7 +216,7 @@ def _doctor(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from keyturn_verifier.export import export
 
-    settings = config.load(options.state)
+    settings = settings_of(options)
     with state.opened(settings) as engine:
         print(export(settings, engine, options.out, options.case, wall_clock))
 
@@ -218,7 +224,7 @@ def _export(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from keyturn_verifier.check import check
 
-    settings = config.load(options.state)
+    settings = settings_of(options)
     given = None
     if options.checkpoint is not None:
         try:

@@ -9,6 +9,7 @@ from keyturn_protocol.canonical import encode_record
 from keyturn_protocol.limits import ENVELOPE_BYTES
 from keyturn_protocol.root import Root
 from keyturn_verifier import config, keyfiles, state, taking
+from keyturn_verifier.cli_db import db_too, settings_of
 from keyturn_verifier.clock import wall_clock
 from keyturn_verifier.errors import UsageError, VerifierError
 from keyturn_verifier.problems import Refusal
@@ -25,7 +26,8 @@ def add_root(
     command(
         actions, "services", "print this verifier's keys as a root names them; makes lease.key if need be", _services
     )
-    install = command(actions, "install", "put the first root in force; later ones are sent as statements", _install)
+    text = "put the first root in force; later ones are sent as statements"
+    install = db_too(command(actions, "install", text, _install))
     install.add_argument("file", type=Path, metavar="FILE", help="version 1, signed by as many as it asks for")
 
 
@@ -37,7 +39,7 @@ def _services(options: argparse.Namespace) -> None:
 
 
 def _install(options: argparse.Namespace) -> None:
-    settings = config.load(options.state)
+    settings = settings_of(options)
     try:
         with options.file.open("rb") as file:
             data = file.read(ENVELOPE_BYTES + 1)

@@ -102,9 +102,11 @@ def format_config(name: Deployment, db: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def load(state: Path) -> Config:
+def load(state: Path, other_db: str | None = None) -> Config:
     """Read ``verifier.toml``.
 
+    :param other_db: a database's URL from the command line, in place of the file's.
+    :raises UsageError: this URL can't be one, or ``state`` is no state directory.
     :raises VerifierError: names the key, what it must be and what it is.
     """
     path = state / FILE
@@ -124,12 +126,15 @@ def load(state: Path) -> Config:
         checked = deployment(name)
     except ProtocolError as error:
         raise VerifierError(f"{path}: deployment: {error}") from None
+    url = db if other_db is None else other_db
     try:
-        parse_url(db)
+        parse_url(url)
     except VerifierError as error:
+        if other_db is not None:
+            raise UsageError(f"--db: {error}", hint=error.hint) from None
         raise VerifierError(f"{path}: db: {error}", hint=error.hint) from None
     limits, hooks = _limits(path, data.get("limits", {})), _webhooks(path, data.get("webhook", []))
-    return Config(deployment=checked, state=state, db=db, limits=limits, webhooks=hooks)
+    return Config(deployment=checked, state=state, db=url, limits=limits, webhooks=hooks)
 
 
 def _limits(path: Path, data: Any) -> Limits:
