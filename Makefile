@@ -3,8 +3,8 @@ PYTHON ?= python3
 UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
-# Twice the cores: most tests wait for programs, clocks and disks.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 2 * (os.cpu_count() or 1)))')
+# Three times the cores: most tests wait for programs, clocks and disks.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, 3 * (os.cpu_count() or 1)))')
 
 # Tests start programs by the thousand: what they import is compiled once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,7 +26,8 @@ test: $(VENV)/.dev ## the tests
 # Other tests that have a long form: random histories, kills and floods of the start switch, sums beside ingest.
 LONG_FORMS := tests/protocol/test_leases_machine.py tests/protocol/test_ledger_state.py tests/verifier/test_rollup.py \
               tests/verifier/test_switch_sequences.py tests/verifier/test_switch_crash.py tests/verifier/test_switch_flood.py \
-              tests/agent/test_exec_attacks.py tests/e2e/test_hosts_together.py
+              tests/agent/test_exec_attacks.py tests/e2e/test_hosts_together.py tests/protocol/test_audit_flips.py \
+              tests/verifier/test_crash.py tests/e2e/test_kill.py tests/agent/test_cli.py
 
 # Rows that the tests saw hold go to a file first, and into docs/ only when all of them passed.
 faults: $(VENV)/.dev ## every fault and every forgery, one by one; writes docs/faults.md and docs/tamper.md

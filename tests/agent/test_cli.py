@@ -16,6 +16,7 @@ import pytest
 from keyturn_protocol.entries import Shutdown, Usage
 from tests.agent.fakes import TOKEN, FakeVerifier, over_http
 from tests.agent.samples import steady_recording
+from tests.faults.table import LONG
 
 AGENT = [sys.executable, "-m", "keyturn_agent"]
 
@@ -167,7 +168,7 @@ def test_kill_9_at_any_moment_loses_nothing_receipted_and_never_forks(site: Site
     site.enroll()
     chance = random.Random(7)
     receipted = 0
-    for _ in range(12):
+    for _ in range(24 if LONG else 6):
         running = site.start("--fast", "--loop", "100000", "--checkpoint-every", "20", "--heartbeat-every", "5")
         try:
             enough = len(site.verifier.entries()) + chance.randrange(1, 120)

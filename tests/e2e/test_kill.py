@@ -13,13 +13,14 @@ import pytest
 from keyturn_protocol.bundle import receipt_path, segment_path
 from keyturn_protocol.ids import parse_origin
 from keyturn_protocol.segment import parse_segment
+from tests.faults.table import LONG
 from tests.support.node import Client
 from tests.support.paths import REPO
 from tests.support.verifier import Served, Verifier, command, run
 from tests.support.verifier import environment as verifier_environment
 
 RECORDING = REPO / "hardware_fixtures" / "derived_driver_loss" / "recording.jsonl"
-ROUNDS = 12
+ROUNDS = 24 if LONG else 6
 
 
 def agent(*arguments: str | Path) -> list[str]:

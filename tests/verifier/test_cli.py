@@ -387,7 +387,7 @@ def test_the_installed_program_is_called_like_this(repo: Path) -> None:
 
 
 def test_ctrl_c_is_a_line_and_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(folder: Path) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(config, "load", interrupted)

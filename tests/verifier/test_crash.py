@@ -15,10 +15,11 @@ from keyturn_protocol.leaves import NodeCheckpoint, parse_leaf
 from keyturn_protocol.merkle import leaf_hash, root_of
 from keyturn_protocol.usage import EMPTY, Gap, UsageRow, fold, to_row, totals_json
 from keyturn_verifier.db.tables import segment
+from tests.faults.table import LONG
 from tests.support.node import Client, Node
 from tests.support.verifier import DEPLOYMENT, Served, Verifier, call
 
-ROUNDS = 6
+ROUNDS = 20 if LONG else 3
 NODES = 6
 
 
