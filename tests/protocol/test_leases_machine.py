@@ -172,7 +172,8 @@ class Leasing(RuleBasedStateMachine):
         host = self.hosts[name]
         if host.dead:
             host.dead = False
-            self._charge(host, host.unseen + more)
+            # A gap is charged as what the chips could have done, and the gate stops them before that is the cap.
+            self._charge(host, host.unseen + min(more, host.left()))
             host.unseen = 0
 
     def reboots(self, name: str) -> None:
